@@ -1,0 +1,1 @@
+"""vla_jax: train vision-language-action models by co-fine-tuning, on TPU pods and GPUs, with JAX."""

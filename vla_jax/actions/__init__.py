@@ -1,0 +1,1 @@
+"""Actions as numbers and as tokens: the spec that names every dimension, and the tokenizers."""
