@@ -1,0 +1,1 @@
+"""A picture/word corpus made on the fly: emoji, numbers and colour blocks with questions."""

