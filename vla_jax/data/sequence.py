@@ -1,0 +1,115 @@
+"""Examples become token rows: `[BOS][prompt][answer][EOS][padding]`.
+
+    position        0    1 .. n        n+1 .. n+k   n+k+1   rest
+    token           BOS  prompt        answer       EOS     PAD
+    attend_causal   0    0             1            1       0
+    in_loss         0    0             1            1       0
+    valid           1    1             1            1       0
+
+An action needs no end token in decoding (its length is known), but trains with one, so that every
+answer of the mixture ends the same way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.text.vocabulary import Vocabulary
+from vla_jax.types import Example
+
+
+class SequenceBuilder:
+    """Builds fixed-length token rows.
+
+    Args:
+      vocabulary: text to ids.
+      action_tokenizer: for robot examples; None if the mixture has none.
+      max_tokens: T, the row length.
+      max_answer_tokens: most answer tokens in a row, EOS included; the loss gathers that many.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        action_tokenizer: UniformTokenizer | None,
+        *,
+        max_tokens: int,
+        max_answer_tokens: int,
+    ):
+        if not 0 < max_answer_tokens < max_tokens:
+            raise ValueError(
+                f"max_answer_tokens {max_answer_tokens} must be between 1 and "
+                f"max_tokens {max_tokens} - 1"
+            )
+        self.vocabulary = vocabulary
+        self.action_tokenizer = action_tokenizer
+        self.max_tokens = max_tokens
+        self.max_answer_tokens = max_answer_tokens
+
+    def build(self, example: Example) -> dict[str, np.ndarray]:
+        """Returns tokens int32 [T] and attend_causal, in_loss, valid bool [T].
+
+        A text answer that is too long is cut (and then has no EOS); a prompt that leaves no room
+        for its answer is an error.
+
+        Raises:
+          ValueError: empty prompt, prompt too long, action without tokenizer, bad action.
+        """
+        prompt = self._prompt_ids(example.prompt)
+        answer = self._answer_ids(example)
+        room = self.max_tokens - len(prompt)
+        if room < min(len(answer), self.max_answer_tokens):
+            raise ValueError(
+                f"prompt of {len(prompt)} tokens leaves {max(room, 0)} of {self.max_tokens} for an "
+                f"answer of {len(answer)}: raise max_tokens or shorten {example.prompt!r}"
+            )
+        answer = answer[: self.max_answer_tokens]
+        n, end = len(prompt), len(prompt) + len(answer)
+        tokens = np.full(self.max_tokens, self.vocabulary.pad_id, np.int32)
+        tokens[:n] = prompt
+        tokens[n:end] = answer
+        position = np.arange(self.max_tokens)
+        is_answer = (position >= n) & (position < end)
+        return {
+            "tokens": tokens,
+            "attend_causal": is_answer,
+            "in_loss": is_answer.copy(),
+            "valid": position < end,
+        }
+
+    def prompts(self, prompts: list[str]) -> dict[str, np.ndarray]:
+        """Prompts alone, for decoding: tokens int32 [B, T'], valid bool [B, T'].
+
+        T' is max_tokens - max_answer_tokens, fixed, so that decoding compiles once.
+        """
+        length = self.max_tokens - self.max_answer_tokens
+        tokens = np.full((len(prompts), length), self.vocabulary.pad_id, np.int32)
+        valid = np.zeros((len(prompts), length), bool)
+        for row, text in enumerate(prompts):
+            ids = self._prompt_ids(text)
+            if len(ids) > length:
+                raise ValueError(
+                    f"prompt of {len(ids)} tokens is longer than the {length} that the model was "
+                    f"trained with: shorten {text!r}"
+                )
+            tokens[row, : len(ids)] = ids
+            valid[row, : len(ids)] = True
+        return {"tokens": tokens, "valid": valid}
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        if not prompt.strip():
+            raise ValueError("empty prompt")
+        return [self.vocabulary.bos_id, *self.vocabulary.encode(prompt)]
+
+    def _answer_ids(self, example: Example) -> list[int]:
+        if example.action is None:
+            if not example.answer:
+                raise ValueError(f"example with neither action nor answer: {example.prompt!r}")
+            return [*self.vocabulary.encode(example.answer), self.vocabulary.eos_id]
+        if self.action_tokenizer is None:
+            raise ValueError("a robot example needs an action tokenizer, and none is configured")
+        if example.action_valid is not None and not example.action_valid.all():
+            raise ValueError("uniform action tokens have no padded dimensions")
+        ids = self.action_tokenizer.encode(example.action).reshape(-1)
+        return [*ids.tolist(), self.vocabulary.eos_id]
