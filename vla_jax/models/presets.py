@@ -1,0 +1,95 @@
+"""Model sizes by name. Plain dataclasses: no Flax, so configs can read them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Literal
+
+RematPolicy = Literal["none", "full", "dots"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig:
+    """Vision transformer: pre-norm blocks, learned position embedding, no class token."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    patch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Gemma-style decoder: RMSNorm, rotary positions, grouped-query attention, GeGLU, tied embedding."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rope_base: float = 10_000.0
+
+
+PRESETS: dict[str, tuple[VitConfig, DecoderConfig]] = {
+    # For tests: compiles and steps in a second or two.
+    "tiny": (VitConfig(32, 2, 64, 2, 14), DecoderConfig(32, 2, 64, 2, 1, 16, 4096)),
+    # The laptop demo's model, and the shape of the small web-trained VLM that ships with the code.
+    "demo": (VitConfig(128, 4, 512, 4, 14), DecoderConfig(128, 4, 512, 4, 1, 32, 4096)),
+    # PaliGemma 3B (arXiv 2407.07726): SigLIP So400m/14 and Gemma 2B.
+    "paligemma_3b": (
+        VitConfig(1152, 27, 4304, 16, 14),
+        DecoderConfig(2048, 18, 16_384, 8, 1, 256, 257_152),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which model, at which image size, in which precision.
+
+    Attributes:
+      preset: a name in `PRESETS`.
+      image_size: height and width of each view in pixels; a multiple of the patch size.
+      num_views: images per example.
+      compute_dtype: dtype of activations and matrix products. Parameters, softmax, norms and the
+        loss stay float32.
+      remat: what the backward pass recomputes: nothing, everything but block inputs ("full"), or
+        everything but matrix products ("dots").
+      unroll_layers: compile the layers one after the other instead of as a loop. Faster on CPU,
+        slower to compile; parameters and results are the same.
+    """
+
+    preset: str
+    image_size: int = 224
+    num_views: int = 1
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: RematPolicy = "none"
+    unroll_layers: bool = False
+
+    def __post_init__(self):
+        if self.preset not in PRESETS:
+            close = difflib.get_close_matches(self.preset, PRESETS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"no model preset {self.preset!r}{hint} Known: {sorted(PRESETS)}")
+        if self.image_size % self.vit.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of the patch size "
+                f"{self.vit.patch_size} of preset {self.preset!r}"
+            )
+
+    @property
+    def vit(self) -> VitConfig:
+        return PRESETS[self.preset][0]
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        return PRESETS[self.preset][1]
+
+    @property
+    def num_patches(self) -> int:
+        """P: image tokens per view."""
+        return (self.image_size // self.vit.patch_size) ** 2

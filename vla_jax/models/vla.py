@@ -1,0 +1,114 @@
+"""The vision-language-action model: image tokens, then text tokens, one prefix-LM decoder.
+
+    sequence    [view 0 patches] .. [view n patches] [BOS prompt] [answer EOS] [padding]
+    attention    <------------- both ways ---------------------->  causal
+
+Actions are answers like any other: RT-2 (arXiv 2307.15818) adds no parameters for them.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vla_jax.models.attention import prefix_lm_mask
+from vla_jax.models.decoder import Decoder, KVCache, empty_cache
+from vla_jax.models.presets import ModelConfig
+from vla_jax.models.vit import Vit
+from vla_jax.types import Params
+
+
+class Vla(nn.Module):
+    """The model. Use through `apply` with the plain parameter dict."""
+
+    config: ModelConfig
+
+    def setup(self):
+        self.img = Vit(self.config)
+        self.llm = Decoder(self.config)
+
+    def __call__(
+        self, images: jax.Array, tokens: jax.Array, attend_causal: jax.Array, valid: jax.Array
+    ) -> jax.Array:
+        """The training forward.
+
+        Args:
+          images: uint8 [B, views, h, w, 3].
+          tokens: int32 [B, T]; attend_causal, valid: bool [B, T].
+
+        Returns:
+          Hidden states of the text positions [B, T, D], before the logits.
+        """
+        x, seen = self._image_tokens(images)
+        offset = x.shape[1]
+        x = jnp.concatenate([x, self.llm.embed(tokens)], axis=1)
+        seen = jnp.concatenate([seen, valid], axis=1)
+        causal = jnp.pad(attend_causal, ((0, 0), (offset, 0)))
+        hidden, _ = self.llm(x, _positions(seen), prefix_lm_mask(seen, causal))
+        return hidden[:, offset:]
+
+    def logits(self, hidden: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+        """Hidden states [..., D] -> float32 logits over the vocabulary, or over `rows` of it."""
+        return self.llm.logits(hidden, rows)
+
+    def prefill(
+        self, images: jax.Array, tokens: jax.Array, valid: jax.Array, *, max_new_tokens: int
+    ) -> tuple[jax.Array, KVCache, jax.Array]:
+        """Runs images and prompts [B, T] once.
+
+        Returns:
+          hidden [B, D] of each row's last prompt token; the cache, with room for `max_new_tokens`;
+          seen: bool [B, S], which cache positions hold something.
+        """
+        x, seen = self._image_tokens(images)
+        x = jnp.concatenate([x, self.llm.embed(tokens)], axis=1)
+        seen = jnp.concatenate([seen, valid], axis=1)
+        length = x.shape[1]
+        cache = empty_cache(self.config, x.shape[0], length + max_new_tokens)
+        positions = _positions(seen)
+        last = length - 1 - jnp.argmax(seen[:, ::-1], axis=1)
+        seen = jnp.pad(seen, ((0, 0), (0, max_new_tokens)))
+        mask = jnp.broadcast_to(seen[:, None, :], (x.shape[0], length, seen.shape[1]))
+        hidden, cache = self.llm(x, positions, mask, cache, 0)
+        return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], cache, seen
+
+    def decode_step(
+        self, tokens: jax.Array, cache: KVCache, seen: jax.Array, start: jax.Array
+    ) -> tuple[jax.Array, KVCache, jax.Array]:
+        """One more token per row, int32 [B], written at cache position `start`.
+
+        Returns hidden [B, D], the cache and `seen` as `prefill` does.
+        """
+        seen = seen.at[:, start].set(True)
+        positions = jnp.sum(seen, axis=1, keepdims=True) - 1
+        hidden, cache = self.llm(
+            self.llm.embed(tokens[:, None]), positions, seen[:, None, :], cache, start
+        )
+        return hidden[:, 0], cache, seen
+
+    def _image_tokens(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        b, views, h, w, c = images.shape
+        if (h, w, c) != (self.config.image_size, self.config.image_size, 3):
+            raise ValueError(
+                f"the model takes images of {self.config.image_size} x {self.config.image_size} x 3"
+                f", got {h} x {w} x {c}"
+            )
+        pixels = images.reshape(b * views, h, w, c).astype(jnp.float32) / 127.5 - 1.0
+        x = self.img(pixels)
+        x = x.reshape(b, views * x.shape[1], x.shape[2])
+        return x, jnp.ones(x.shape[:2], bool)
+
+
+def _positions(seen: jax.Array) -> jax.Array:
+    """bool [B, T] -> int [B, T]: how many valid tokens come before each."""
+    return jnp.maximum(jnp.cumsum(seen, axis=1) - 1, 0)
+
+
+def init_params(config: ModelConfig, rng: jax.Array) -> Params:
+    """Fresh float32 parameters. Trace it under `jax.eval_shape` for shapes without memory."""
+    size = config.image_size
+    images = jnp.zeros((1, config.num_views, size, size, 3), jnp.uint8)
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    mask = jnp.ones((1, 2), bool)
+    return Vla(config).init(rng, images, tokens, mask, mask)["params"]
