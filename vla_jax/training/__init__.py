@@ -1,0 +1,1 @@
+"""One update function and one loop for every stage of training."""

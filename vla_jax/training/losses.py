@@ -1,0 +1,73 @@
+"""Next-token cross-entropy on answers, with sums per source."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from vla_jax.models.vla import Vla
+from vla_jax.types import Params
+
+
+def answer_logits(
+    model: Vla, params: Params, batch: dict[str, jax.Array], max_answer_tokens: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits only where there is loss.
+
+    A row's answer is contiguous, so its K = max_answer_tokens positions are gathered before the
+    vocabulary product: no [B, T, V] array exists.
+
+    Returns:
+      logits float32 [B, K, V], target int32 [B, K], in_loss bool [B, K].
+    """
+    hidden = model.apply(
+        {"params": params},
+        batch["images"],
+        batch["tokens"],
+        batch["attend_causal"],
+        batch["valid"],
+    )
+    first = jnp.argmax(batch["in_loss"], axis=1)
+    position = first[:, None] + jnp.arange(max_answer_tokens)
+    inside = position < batch["tokens"].shape[1]
+    position = jnp.where(inside, position, 0)
+    target = jnp.take_along_axis(batch["tokens"], position, axis=1)
+    in_loss = jnp.take_along_axis(batch["in_loss"], position, axis=1) & inside
+    # The position before a token predicts it; the first answer token follows a prompt of >= 1.
+    before = jnp.maximum(position - 1, 0)
+    hidden = jnp.take_along_axis(hidden, before[..., None], axis=1)
+    logits = model.apply({"params": params}, hidden, method="logits")
+    return logits, target, in_loss  # pyright: ignore[reportReturnType]
+
+
+def answer_loss(
+    model: Vla,
+    params: Params,
+    batch: dict[str, jax.Array],
+    *,
+    max_answer_tokens: int,
+    num_sources: int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean cross-entropy over the answer tokens of the global batch.
+
+    Returns:
+      The loss (nats per token), and float32 [num_sources] sums by source: "loss" (nats), "correct"
+      (greedy token matches), "tokens", "samples". Sums, not means: hosts and sources hold different
+      numbers of loss tokens, so a mean of means is biased.
+    """
+    logits, target, in_loss = answer_logits(model, params, batch, max_answer_tokens)
+    target_logit = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    nats = jax.nn.logsumexp(logits, axis=-1) - target_logit
+    weight = in_loss.astype(jnp.float32)
+    correct = (jnp.argmax(logits, axis=-1) == target) * weight
+    per_row = {
+        "loss": jnp.sum(nats * weight, axis=1),
+        "correct": jnp.sum(correct, axis=1),
+        "tokens": jnp.sum(weight, axis=1),
+        "samples": jnp.ones(weight.shape[0], jnp.float32),
+    }
+    by_source = {
+        key: jax.ops.segment_sum(value, batch["source"], num_sources)
+        for key, value in per_row.items()
+    }
+    return jnp.sum(by_source["loss"]) / jnp.maximum(jnp.sum(by_source["tokens"]), 1.0), by_source

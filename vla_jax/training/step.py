@@ -1,0 +1,94 @@
+"""Train state and the one update function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from vla_jax.models.presets import ModelConfig
+from vla_jax.models.vla import Vla, init_params
+from vla_jax.sharding.mesh import batch_sharding, replicated
+from vla_jax.sharding.rules import param_shardings
+from vla_jax.training.losses import answer_loss
+
+TrainState = dict[str, Any]
+"""{"step": int32 [], "params": ..., "opt": ...}: plain nested dicts of arrays."""
+
+Metrics = dict[str, Any]
+
+
+def make_init(
+    config: ModelConfig, optimizer: optax.GradientTransformation, seed: int
+) -> Callable[[], TrainState]:
+    """A function without arguments that makes the fresh state; trace it for its shapes."""
+
+    def init() -> TrainState:
+        params = init_params(config, jax.random.key(seed))
+        return {"step": jnp.zeros((), jnp.int32), "params": params, "opt": optimizer.init(params)}
+
+    return init
+
+
+def state_shardings(
+    abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """NamedShardings for a state of these shapes; moments are placed like their parameters."""
+    params = param_shardings(abstract["params"], mesh)
+    whole = replicated(mesh)
+    opt = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        abstract["opt"],
+        params,
+        transform_non_params=lambda _: whole,
+    )
+    return {"step": whole, "params": params, "opt": opt}
+
+
+def make_train_step(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    mesh: Mesh,
+    *,
+    max_answer_tokens: int,
+    num_sources: int,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+    """The jitted update: (state, batch) -> (state, metrics). The old state is donated.
+
+    Metrics: "loss" (nats per token), "grad_norm" before clipping, "by_source" (sums, see
+    `losses.answer_loss`).
+    """
+    model = Vla(config)
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        def loss_fn(params):
+            return answer_loss(
+                model,
+                params,
+                batch,
+                max_answer_tokens=max_answer_tokens,
+                num_sources=num_sources,
+            )
+
+        (loss, by_source), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        new = {
+            "step": state["step"] + 1,
+            "params": optax.apply_updates(state["params"], updates),
+            "opt": opt,
+        }
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "by_source": by_source}
+        return new, metrics
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
