@@ -47,6 +47,7 @@ class PictureBank:
     def __init__(self):
         self._cache: dict[tuple[str, int, int], Image.Image] = {}
         self._cached_bytes = 0
+        self._extents: dict[str, tuple[float, float, float, float]] = {}
 
     @property
     def _concepts(self) -> dict[str, Concept]:
@@ -107,6 +108,16 @@ class PictureBank:
                 self._cached_bytes = 0
             self._cache[entry] = found
             self._cached_bytes += size
+        return found
+
+    def extent(self, key: str) -> tuple[float, float, float, float]:
+        """(y0, x0, y1, x1), in 0..1 of the picture's square, around what is not transparent."""
+        found = self._extents.get(key)
+        if found is None:
+            size = 72
+            alpha = self.image(key, size).getchannel("A").point(lambda a: 255 * (a > 64))
+            x0, y0, x1, y1 = alpha.getbbox() or (0, 0, size, size)
+            found = self._extents[key] = (y0 / size, x0 / size, y1 / size, x1 / size)
         return found
 
     def _draw(self, key: str, size_px: int, style: int) -> Image.Image:

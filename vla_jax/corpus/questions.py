@@ -1,0 +1,402 @@
+"""Questions about scenes, with answers computed from the geometry.
+
+Coordinates are integer pieces `<000>` .. `<255>`, y first: piece i is the i-th of 256 equal bins of
+the image. An offset is two signed pieces, 128 + round(127 * (target - source) / image size): 128
+means none, 129 one 127th of the image down or right, 1 and 255 the whole image.
+
+`make_sample` picks the task by weight; each task builds the scene it needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+
+from vla_jax.corpus.concepts import LANGUAGES
+from vla_jax.corpus.pictures import PictureBank
+from vla_jax.corpus.scenes import Box, Placed, Point, Scene, compose
+from vla_jax.text.prompts import question_prompt
+
+OFFSET_UNITS = 127
+"""Offset pieces from none to the whole image."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """A scene with one question about it. `prompt` has the question template applied."""
+
+    scene: Scene
+    task: str
+    language: str
+    prompt: str
+    answer: str
+
+
+def piece(value: int) -> str:
+    """`<007>` for 7. Raises ValueError outside 0..255."""
+    if not 0 <= value <= 255:
+        raise ValueError(f"integer pieces go from 0 to 255, not {value}")
+    return f"<{value:03d}>"
+
+
+def point_bins(point: Point, size: int) -> tuple[int, int]:
+    """(y, x) in pixels -> (y, x) bins 0..255; a point outside the image goes to the edge."""
+    y, x = (min(255, max(0, int(256 * v / size))) for v in point)
+    return y, x
+
+
+def point_pieces(point: Point, size: int) -> str:
+    return "".join(piece(v) for v in point_bins(point, size))
+
+
+def box_pieces(box: Box, size: int) -> str:
+    """`<y0><x0><y1><x1>`."""
+    return point_pieces(box[:2], size) + point_pieces(box[2:], size)
+
+
+def offset_pieces(source: Point, target: Point, size: int) -> str:
+    """`<dy><dx>` from `source` to `target`; see the module's docstring."""
+    return "".join(
+        piece(128 + min(OFFSET_UNITS, max(-OFFSET_UNITS, round(OFFSET_UNITS * (t - s) / size))))
+        for s, t in zip(source, target, strict=True)
+    )
+
+
+RELATIONS = ("left of", "right of", "above", "below")
+
+
+def relation(source: Placed, target: Placed, size: int) -> str | None:
+    """Where `target` is, seen from `source`: one of `RELATIONS`, None if on a diagonal or close.
+
+    The larger of the two distances decides; it must be 1.4 times the other and 6% of the image.
+    """
+    dy, dx = target.center[0] - source.center[0], target.center[1] - source.center[1]
+    if max(abs(dy), abs(dx)) < 0.06 * size:
+        return None
+    if abs(dx) > 1.4 * abs(dy):
+        return "left of" if dx < 0 else "right of"
+    if abs(dy) > 1.4 * abs(dx):
+        return "above" if dy < 0 else "below"
+    return None
+
+
+class QuestionMaker:
+    """Draws scenes and questions. Everything random comes from the `random.Random` passed in."""
+
+    def __init__(self, bank: PictureBank, size: int):
+        self.bank = bank
+        self.size = size
+        everything = (*bank.concepts("robot"), *bank.concepts("web_only"))
+        self._curated = [bank.concepts("robot"), bank.concepts("web_only")]
+        self._background = bank.concepts("background")
+        self._numbers = tuple(k for k in everything if bank.value(k) is not None)
+        categories: dict[str, list[str]] = {}
+        for key in everything:
+            categories.setdefault(bank.category(key), []).append(key)
+        self._categories = {
+            name: tuple(keys) for name, keys in categories.items() if name in CATEGORY_NOUNS
+        }
+
+    def make(self, rng: random.Random) -> Sample:
+        """A sample of a task drawn by `TASK_WEIGHTS`."""
+        task = rng.choices(_TASK_NAMES, cum_weights=_CUMULATIVE)[0]
+        for _ in range(12):
+            sample = _TASKS[task](self, rng)
+            if sample is not None:
+                return sample
+        return self._require(_point(self, rng))
+
+    def make_task(self, task: str, rng: random.Random) -> Sample:
+        """A sample of one task. Raises ValueError for an unknown task."""
+        if task not in _TASKS:
+            raise ValueError(f"unknown task {task!r}; there are {', '.join(_TASKS)}")
+        for _ in range(200):
+            sample = _TASKS[task](self, rng)
+            if sample is not None:
+                return sample
+        raise ValueError(f"no scene found for task {task!r} at {self.size} px")
+
+    @staticmethod
+    def _require(sample: Sample | None) -> Sample:
+        assert sample is not None  # `_point` always finds one
+        return sample
+
+    def key(self, rng: random.Random) -> str:
+        """A concept: 70% robot or web-only, 30% of the background."""
+        if rng.random() < 0.7:
+            return rng.choice(rng.choice(self._curated))
+        return rng.choice(self._background)
+
+    def keys(self, rng: random.Random, count: int, fixed: Sequence[str] = ()) -> list[str]:
+        """`count` different concepts; `fixed` come first and may repeat."""
+        found = list(fixed)
+        while len(found) < count:
+            key = self.key(rng)
+            if key not in found:
+                found.append(key)
+        return found
+
+    def scene(self, rng: random.Random, low: int = 1, high: int = 5, **options) -> Scene:
+        """Different concepts, `low` to `high` of them."""
+        return compose(
+            rng, self.keys(rng, rng.randint(low, high)), self.bank, size=self.size, **options
+        )
+
+    def sample(
+        self, scene: Scene, task: str, question: str, answer: str, language: str = "en"
+    ) -> Sample:
+        return Sample(scene, task, language, question_prompt(question), answer)
+
+
+def _point(maker: QuestionMaker, rng: random.Random) -> Sample:
+    scene = maker.scene(rng)
+    target = rng.choice(scene.objects)
+    language = rng.choice(tuple(LANGUAGES)) if rng.random() < 0.12 else "en"
+    name = maker.bank.name(target.key, language)
+    asked = rng.choice(POINT_PHRASES).format(f"the {name}")
+    answer = point_pieces(target.center, maker.size)
+    return maker.sample(scene, "point", asked, answer, language)
+
+
+def _point_mat(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+    scene = maker.scene(rng, 1, 4, empty_mats=rng.choice((1, 2, 2, 3)))
+    if not scene.mats:
+        return None
+    mat = rng.choice(scene.mats)
+    asked = rng.choice(POINT_PHRASES).format(f"the {mat.color} mat")
+    return maker.sample(scene, "point_mat", asked, point_pieces(mat.center, maker.size))
+
+
+def _detect(maker: QuestionMaker, rng: random.Random) -> Sample:
+    scene = maker.scene(rng, 1, 4)
+    target = rng.choice(scene.objects)
+    asked = rng.choice(("detect the {}", "box around the {}", "what is the box of the {}?"))
+    answer = box_pieces(target.box, maker.size)
+    return maker.sample(scene, "detect", asked.format(maker.bank.name(target.key)), answer)
+
+
+def _offset(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+    scene = maker.scene(rng, 2, 4, empty_mats=rng.choice((0, 1, 2)))
+    source = rng.choice(scene.objects)
+    places = [(f"the {maker.bank.name(o.key)}", o.center) for o in scene.objects if o != source]
+    places += [(f"the {m.color} mat", m.center) for m in scene.mats]
+    name, target = rng.choice(places)
+    asked = rng.choice(("offset from the {} to {}", "how far is it from the {} to {}?"))
+    question = asked.format(maker.bank.name(source.key), name)
+    return maker.sample(scene, "offset", question, offset_pieces(source.center, target, maker.size))
+
+
+def _which(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+    scene = maker.scene(rng, 2, 4)
+    source = rng.choice(scene.objects)
+    others = [o for o in scene.objects if o != source]
+    name = maker.bank.name(source.key)
+    if rng.random() < 0.25 and len(others) > 1:
+        nearest = nearest_to(source, others)
+        if nearest is None:
+            return None
+        asked = rng.choice(("what is nearest to the {}?", "which one is next to the {}?"))
+        return maker.sample(scene, "which", asked.format(name), maker.bank.name(nearest.key))
+    where = rng.choice(RELATIONS)
+    found = [o for o in others if relation(source, o, maker.size) == where]
+    unclear = [o for o in others if relation(source, o, maker.size) is None]
+    if len(found) != 1 or unclear:
+        return None
+    asked = rng.choice(("what is {} the {}?", "which picture is {} the {}?"))
+    return maker.sample(scene, "which", asked.format(where, name), maker.bank.name(found[0].key))
+
+
+def nearest_to(source: Placed, others: Sequence[Placed]) -> Placed | None:
+    """The nearest by distance of centres, None unless the second is 1.3 times as far."""
+    by_distance = sorted(others, key=lambda o: _distance(source, o))
+    if len(by_distance) > 1:
+        first, second = (_distance(source, o) for o in by_distance[:2])
+        if second < 1.3 * first:
+            return None
+    return by_distance[0]
+
+
+def _distance(a: Placed, b: Placed) -> float:
+    return ((a.center[0] - b.center[0]) ** 2 + (a.center[1] - b.center[1]) ** 2) ** 0.5
+
+
+def _relation_word(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+    """`where is the dog from the cat?` -> `left`."""
+    scene = maker.scene(rng, 2, 4)
+    source, target = rng.sample(scene.objects, 2)
+    where = relation(source, target, maker.size)
+    if where is None:
+        return None
+    question = f"is the {maker.bank.name(target.key)} left of, right of, above or below the "
+    question += f"{maker.bank.name(source.key)}?"
+    return maker.sample(scene, "relation", question, where.removesuffix(" of"))
+
+
+def _name_at(maker: QuestionMaker, rng: random.Random) -> Sample:
+    scene = maker.scene(rng, 2, 5)
+    target = rng.choice(scene.objects)
+    question = f"what is at {point_pieces(target.center, maker.size)}?"
+    return maker.sample(scene, "name_at", question, maker.bank.name(target.key))
+
+
+def _name(maker: QuestionMaker, rng: random.Random) -> Sample:
+    scene = maker.scene(rng, 1, 1)
+    asked = rng.choice(("what is this?", "what is in the picture?", "what do you see?"))
+    return maker.sample(scene, "name", asked, maker.bank.name(scene.objects[0].key))
+
+
+def _caption(maker: QuestionMaker, rng: random.Random) -> Sample:
+    scene = maker.scene(rng, 1, 3)
+    language = "en" if rng.random() < 0.3 else rng.choice(tuple(LANGUAGES))
+    asked = rng.choice(("caption in {}", "describe in {}", "say in {} what you see"))
+    left_to_right = sorted(scene.objects, key=lambda o: o.center[1])
+    answer = ", ".join(maker.bank.name(o.key, language) for o in left_to_right)
+    return maker.sample(scene, "caption", asked.format(LANGUAGES[language]), answer, language)
+
+
+def _category(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+    """`which is a fruit?`, or points to the only fruit."""
+    category = rng.choice(tuple(maker._categories))
+    target = rng.choice(maker._categories[category])
+    keys = [target]
+    keys += [k for k in maker.keys(rng, rng.randint(2, 4)) if maker.bank.category(k) != category]
+    scene = compose(rng, rng.sample(keys, len(keys)), maker.bank, size=maker.size)
+    noun = CATEGORY_NOUNS[category]
+    if rng.random() < 0.5:
+        asked = rng.choice(("which is {}?", "which one is {}?")).format(noun)
+        return maker.sample(scene, "category", asked, maker.bank.name(target))
+    asked = rng.choice(POINT_PHRASES).format(f"the {noun.split(' ', 1)[1]}")
+    center = scene.objects[scene.index_of(target)].center
+    return maker.sample(scene, "point_category", asked, point_pieces(center, maker.size))
+
+
+def _color(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+    scene = maker.scene(rng, 1, 4, table=True)
+    on_mat = [o for o in scene.objects if o.mat]
+    on_tile = [o for o in scene.objects if o.tile and maker.bank.category(o.key) != "block"]
+    if on_mat and rng.random() < 0.7:
+        target = rng.choice(on_mat)
+        name = maker.bank.name(target.key)
+        if rng.random() < 0.5:
+            question, answer = f"what colour is the mat under the {name}?", target.mat
+        else:
+            question, answer = f"what is on the {target.mat} mat?", name
+    elif on_tile:
+        target = rng.choice(on_tile)
+        question = f"what colour is behind the {maker.bank.name(target.key)}?"
+        answer = target.tile
+    else:
+        return None
+    return maker.sample(scene, "color", question, answer)
+
+
+def _count(maker: QuestionMaker, rng: random.Random) -> Sample:
+    if rng.random() < 0.4:
+        scene = maker.scene(rng, 1, 5)
+        question = rng.choice(("how many pictures are there?", "how many things are there?"))
+        return maker.sample(scene, "count", question, str(len(scene.objects)))
+    key, amount = maker.key(rng), rng.randint(1, 4)
+    keys = maker.keys(rng, min(5, amount + rng.randint(0, 2)), [key] * amount)
+    scene = compose(rng, rng.sample(keys, len(keys)), maker.bank, size=maker.size)
+    question = f"how many times do you see the {maker.bank.name(key)}?"
+    return maker.sample(scene, "count", question, str(amount))
+
+
+def _numbers(maker: QuestionMaker, rng: random.Random) -> Sample:
+    """Sums, smallest and largest, or the number that is a given sum."""
+    amount = rng.choice((2, 2, 2, 3))
+    numbers = rng.sample(maker._numbers, amount)
+    keys = maker.keys(rng, amount + rng.randint(0, 2), numbers)
+    scene = compose(rng, rng.sample(keys, len(keys)), maker.bank, size=maker.size)
+    values = [v for k in keys if (v := maker.bank.value(k)) is not None]
+    kind = rng.choice(("sum", "sum", "smallest", "largest"))
+    if kind == "sum":
+        asked = rng.choice(("what is the sum of the numbers?", "add the numbers"))
+        return maker.sample(scene, "sum", asked, str(sum(values)))
+    chosen = min(values) if kind == "smallest" else max(values)
+    if rng.random() < 0.5:
+        question = f"what is the {kind} number?"
+        return maker.sample(scene, "number", question, str(chosen))
+    question = rng.choice(POINT_PHRASES).format(f"the {kind} number")
+    center = scene.objects[scene.index_of(f"number {chosen}")].center
+    return maker.sample(scene, "point_number", question, point_pieces(center, maker.size))
+
+
+def _present(maker: QuestionMaker, rng: random.Random) -> Sample:
+    scene = maker.scene(rng, 1, 4)
+    shown = {o.key for o in scene.objects}
+    if rng.random() < 0.5:
+        key, answer = rng.choice(scene.objects).key, "yes"
+    else:
+        key, answer = next(k for k in iter(lambda: maker.key(rng), None) if k not in shown), "no"
+    asked = rng.choice(("is there the {}?", "do you see the {}?"))
+    return maker.sample(scene, "present", asked.format(maker.bank.name(key)), answer)
+
+
+POINT_PHRASES = (
+    "point to {}",
+    "point to {}",
+    "where is {}?",
+    "where is {}?",
+    "find {}",
+    "locate {}",
+    "show me {}",
+    "which place is {} at?",
+)
+
+CATEGORY_NOUNS = {
+    "animal": "an animal",
+    "fruit": "a fruit",
+    "vegetable": "a vegetable",
+    "food": "a food",
+    "drink": "a drink",
+    "vehicle": "a vehicle",
+    "sport": "a ball",
+    "building": "a building",
+    "plant": "a plant",
+    "clothing": "a piece of clothing",
+    "instrument": "an instrument",
+    "symbol": "a symbol",
+    "number": "a number",
+    "block": "a plain block",
+}
+"""Categories that questions ask about, with the noun they use."""
+
+_TASKS: dict[str, Callable[[QuestionMaker, random.Random], Sample | None]] = {
+    "point": _point,
+    "point_mat": _point_mat,
+    "detect": _detect,
+    "offset": _offset,
+    "which": _which,
+    "relation": _relation_word,
+    "name_at": _name_at,
+    "name": _name,
+    "caption": _caption,
+    "category": _category,
+    "color": _color,
+    "count": _count,
+    "numbers": _numbers,
+    "present": _present,
+}
+
+TASK_WEIGHTS = {
+    "point": 33,
+    "point_mat": 6,
+    "detect": 6,
+    "offset": 9,
+    "which": 5,
+    "relation": 3,
+    "name_at": 5,
+    "name": 7,
+    "caption": 9,
+    "category": 6,
+    "color": 3,
+    "count": 3,
+    "numbers": 4,
+    "present": 3,
+}
+"""Relative weights. "category" is half pointing; localisation together is about 65 %."""
+
+_TASK_NAMES = tuple(TASK_WEIGHTS)
+_CUMULATIVE = [sum(list(TASK_WEIGHTS.values())[: i + 1]) for i in range(len(TASK_WEIGHTS))]
