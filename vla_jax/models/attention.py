@@ -17,8 +17,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
     Returns:
       [B, T, N, H] in q's dtype.
     """
-    mask = None if mask is None else mask[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    b, t, n, h = q.shape
+    num_kv = k.shape[2]
+    q = q.reshape(b, t, num_kv, n // num_kv, h)
+    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * h**-0.5
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    probabilities = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", probabilities, v).reshape(b, t, n, h)
 
 
 def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:

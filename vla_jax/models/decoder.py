@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vla_jax.models.attention import attend, rope
+from vla_jax.models.linear import project
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.stack import layer_stack
 
@@ -58,20 +59,20 @@ class Attention(nn.Module):
     def __call__(
         self, x: jax.Array, cache: KVCache | None, positions: jax.Array, mask: jax.Array, start
     ) -> tuple[jax.Array, KVCache | None]:
-        d, dtype = self.config.decoder, x.dtype
+        d = self.config.decoder
         n, k, h = d.num_heads, d.num_kv_heads, d.head_dim
-        w_q = Weight((n, d.width, h), d.width, name="q_einsum")().astype(dtype)
-        w_kv = Weight((2, k, d.width, h), d.width, name="kv_einsum")().astype(dtype)
-        w_out = Weight((n, h, d.width), n * h, name="attn_vec_einsum")().astype(dtype)
-        q = rope(jnp.einsum("BTD,NDH->BTNH", x, w_q), positions, d.rope_base)
-        keys, values = jnp.einsum("BTD,CKDH->CBTKH", x, w_kv)
+        w_q = Weight((n, d.width, h), d.width, name="q_einsum")()
+        w_kv = Weight((2, k, d.width, h), d.width, name="kv_einsum")()
+        w_out = Weight((n, h, d.width), n * h, name="attn_vec_einsum")()
+        q = rope(project(x, w_q.transpose(1, 0, 2)), positions, d.rope_base)
+        keys, values = (project(x, w.transpose(1, 0, 2)) for w in w_kv)
         keys = rope(keys, positions, d.rope_base)
         if cache is not None:
             keys = jax.lax.dynamic_update_slice_in_dim(cache.k, keys, start, axis=1)
             values = jax.lax.dynamic_update_slice_in_dim(cache.v, values, start, axis=1)
             cache = KVCache(keys, values)
         out = attend(q, keys, values, mask)
-        return jnp.einsum("BTNH,NHD->BTD", out, w_out), cache
+        return project(out, w_out, num_in=2), cache
 
 
 class FeedForward(nn.Module):
@@ -81,12 +82,12 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        width, dtype = x.shape[-1], x.dtype
+        width = x.shape[-1]
         init = nn.initializers.normal
         gating = self.param("gating_einsum", init(width**-0.5), (2, width, self.mlp_dim))
         linear = self.param("linear", init(self.mlp_dim**-0.5), (self.mlp_dim, width))
-        gating = gating.astype(dtype)
-        return (nn.gelu(x @ gating[0]) * (x @ gating[1])) @ linear.astype(dtype)
+        y = nn.gelu(project(x, gating[0])) * project(x, gating[1])
+        return project(y, linear)
 
 
 class DecoderBlock(nn.Module):
@@ -122,9 +123,9 @@ class Embedder(nn.Module):
     def logits(self, x: jax.Array, rows: jax.Array | None) -> jax.Array:
         """[..., D] -> float32 [..., V], or [..., R] for R embedding rows."""
         table = self.input_embedding if rows is None else self.input_embedding[rows]
-        return jnp.einsum(
-            "...D,VD->...V", x, table.astype(x.dtype), preferred_element_type=jnp.float32
-        )
+        flat = x.reshape(-1, x.shape[-1])
+        y = jnp.einsum("RD,VD->RV", flat, table.astype(x.dtype), preferred_element_type=jnp.float32)
+        return y.reshape(*x.shape[:-1], -1)
 
 
 class Decoder(nn.Module):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vla_jax.models.attention import attend
+from vla_jax.models.linear import Dense, LayerNorm, project
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.stack import layer_stack
 
@@ -16,7 +17,6 @@ class PatchEmbedding(nn.Module):
 
     width: int
     patch_size: int
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -27,50 +27,41 @@ class PatchEmbedding(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         b, h, w, c = images.shape
         patches = images.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(b, -1, p * p * c)
-        return patches @ kernel.reshape(p * p * c, -1).astype(self.dtype) + bias.astype(self.dtype)
+        patches = patches.reshape(b, -1, p, p, c)
+        return project(patches, kernel, num_in=3) + bias.astype(images.dtype)
 
 
 class SelfAttention(nn.Module):
     """Multi-head attention with biases."""
 
     num_heads: int
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        heads = (self.num_heads, width // self.num_heads)
-        q = nn.DenseGeneral(heads, dtype=self.dtype, name="query")(x)
-        k = nn.DenseGeneral(heads, dtype=self.dtype, name="key")(x)
-        v = nn.DenseGeneral(heads, dtype=self.dtype, name="value")(x)
-        out = attend(q, k, v, None)
-        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(out)
+        heads = (self.num_heads, x.shape[-1] // self.num_heads)
+        q, k, v = (Dense(heads, name=name)(x) for name in ("query", "key", "value"))
+        return Dense((x.shape[-1],), num_in=2, name="out")(attend(q, k, v, None))
 
 
 class MlpBlock(nn.Module):
     mlp_dim: int
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = nn.gelu(nn.Dense(self.mlp_dim, dtype=self.dtype)(x))
-        return nn.Dense(x.shape[-1], dtype=self.dtype)(y)
+        y = nn.gelu(Dense((self.mlp_dim,), name="Dense_0")(x))
+        return Dense((x.shape[-1],), name="Dense_1")(y)
 
 
 class EncoderBlock(nn.Module):
     num_heads: int
     mlp_dim: int
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
-        x = x + SelfAttention(
-            self.num_heads, self.dtype, name="MultiHeadDotProductAttention_0"
-        )(y)
-        y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
-        return x + MlpBlock(self.mlp_dim, self.dtype, name="MlpBlock_0")(y), None
+        y = LayerNorm(name="LayerNorm_0")(x)
+        x = x + SelfAttention(self.num_heads, name="MultiHeadDotProductAttention_0")(y)
+        y = LayerNorm(name="LayerNorm_1")(x)
+        return x + MlpBlock(self.mlp_dim, name="MlpBlock_0")(y), None
 
 
 class Encoder(nn.Module):
@@ -78,10 +69,10 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        vit, dtype = self.config.vit, jnp.dtype(self.config.compute_dtype)
+        vit = self.config.vit
         block = layer_stack(EncoderBlock, self.config, length=vit.depth)
-        x, _ = block(vit.num_heads, vit.mlp_dim, dtype, name="encoderblock")(x)
-        return nn.LayerNorm(dtype=dtype, name="encoder_norm")(x)
+        x, _ = block(vit.num_heads, vit.mlp_dim, name="encoderblock")(x)
+        return LayerNorm(name="encoder_norm")(x)
 
 
 class Vit(nn.Module):
@@ -94,11 +85,11 @@ class Vit(nn.Module):
         """[B, h, w, 3] in [-1, 1] -> [B, P, D of the decoder]."""
         config, vit = self.config, self.config.vit
         dtype = jnp.dtype(config.compute_dtype)
-        x = PatchEmbedding(vit.width, vit.patch_size, dtype, name="embedding")(images.astype(dtype))
+        x = PatchEmbedding(vit.width, vit.patch_size, name="embedding")(images.astype(dtype))
         position = self.param(
             "pos_embedding",
             nn.initializers.normal(vit.width**-0.5),
             (1, config.num_patches, vit.width),
         )
         x = Encoder(config, name="Transformer")(x + position.astype(dtype))
-        return nn.Dense(config.decoder.width, dtype=dtype, name="head")(x)
+        return Dense((config.decoder.width,), name="head")(x)
