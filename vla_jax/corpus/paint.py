@@ -14,7 +14,7 @@ from vla_jax.corpus.scenes import Mat, Placed, Scene, View, corners
 
 Color = tuple[int, int, int]
 
-_LEVELS = (16, 22, 30, 42, 72)  # pictures are kept at these sizes and warped from the next larger
+_LEVELS = (16, 20, 26, 34, 46, 72)  # pictures are kept at these sizes, warped from the next
 _TEXTURES = 72
 _SPARE_PX = 48  # a texture is this much larger than the image; a random part of it is used
 _WOODS: tuple[tuple[Color, Color], ...] = (
@@ -59,7 +59,7 @@ class Painter:
     def _paste_picture(self, canvas: Image.Image, placed: Placed, flatten: float) -> None:
         side = placed.side_px * (0.9 if placed.tile else 1.0)
         level = next((s for s in _LEVELS if s >= side * 0.92), _LEVELS[-1])
-        source = self._bank.image(placed.key, level, placed.style)
+        source = self._bank.premultiplied(placed.key, level, placed.style)
         c, s = math.cos(placed.angle), math.sin(placed.angle)
         reach_x = side / 2 * (abs(c) + abs(s))
         reach_y = reach_x * flatten
@@ -72,8 +72,9 @@ class Painter:
         a, b, d, e = k * c, k * s / flatten, -k * s, k * c / flatten
         dx, dy = left - x, top - y
         matrix = (a, b, a * dx + b * dy + level / 2, d, e, d * dx + e * dy + level / 2)
+        # Bilinear keeps colour <= alpha, which pasting premultiplied pixels needs.
         sprite = source.transform(
-            (width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
+            (width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
         )
         canvas.paste(sprite, (left, top), sprite)
 
@@ -152,7 +153,7 @@ def _textures(size: int) -> tuple[Image.Image, ...]:
         else:  # fine cloth or sand
             mask = 0.5 + 0.2 * rng.standard_normal((n, n)) + 0.3 * _smooth_noise(rng, n, 4, 4)
         low, high = mask.min(), mask.max()
-        made.append(Image.fromarray(np.uint8(255 * (mask - low) / (high - low))))
+        made.append(Image.fromarray((255 * (mask - low) / (high - low)).astype(np.uint8)))
     return tuple(made)
 
 
@@ -206,7 +207,7 @@ def _blob(width: int, height: int, strength: int) -> Image.Image:
     """A soft ellipse as a mask."""
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     fade = np.clip(1.35 - 1.35 * (x**2 + y**2), 0, 1)
-    return Image.fromarray(np.uint8(strength * fade))
+    return Image.fromarray((strength * fade).astype(np.uint8))
 
 
 def _shadow(canvas: Image.Image, placed: Placed, flatten: float, light: float) -> None:
@@ -256,30 +257,32 @@ def _gripper(draw: ImageDraw.ImageDraw, rng: random.Random, scene: Scene) -> Non
 _NOISES = 16
 
 
-@functools.lru_cache(maxsize=4)
-def _noises(size: int) -> np.ndarray:
-    """int16 [16, size, size, 3], standard deviation 16."""
+@functools.lru_cache(maxsize=8)
+def _noises(size: int, deviation: int) -> tuple[np.ndarray, np.ndarray]:
+    """What noise adds and what it takes away: two uint8 [16, size, size, 3]."""
     rng = np.random.default_rng(7)
-    return np.int16(np.rint(16 * rng.standard_normal((_NOISES, size, size, 3))))
+    noise = np.rint(deviation * rng.standard_normal((_NOISES, size, size, 3)))
+    return np.clip(noise, 0, 255).astype(np.uint8), np.clip(-noise, 0, 255).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=256)
-def _tone(brightness: int, contrast: int) -> np.ndarray:
-    """uint8 [256] lookup table: contrast in percent around 128, then brightness."""
+def _tone(brightness: int, contrast: int) -> bytes:
+    """A lookup table: contrast in percent around 128, then brightness."""
     values = np.arange(256.0)
-    return np.uint8(np.clip((values - 128) * contrast / 100 + 128 + brightness, 0, 255))
+    toned = (values - 128) * contrast / 100 + 128 + brightness
+    return np.clip(toned, 0, 255).astype(np.uint8).tobytes()
 
 
 def _finish(canvas: Image.Image, rng: random.Random) -> np.ndarray:
     if rng.random() < 0.12:
         canvas = canvas.filter(ImageFilter.BoxBlur(rng.choice((0.4, 0.7))))
-    pixels = np.array(canvas)
+    raw = bytearray(canvas.tobytes())
     if rng.random() < 0.7:
-        pixels = _tone(rng.randint(-10, 6) * 4, rng.randint(14, 23) * 5)[pixels]
+        raw = raw.translate(_tone(rng.randint(-10, 6) * 4, rng.randint(14, 23) * 5))
+    pixels = np.frombuffer(raw, np.uint8).reshape(canvas.height, canvas.width, 3)
     if rng.random() < 0.25:
-        noise = _noises(canvas.width)[rng.randrange(_NOISES)]
-        noisy = noise >> rng.choice((1, 2, 2))
-        noisy += pixels
-        np.clip(noisy, 0, 255, out=noisy)
-        pixels = noisy.astype(np.uint8)
+        more, less = _noises(canvas.width, rng.choice((4, 4, 8)))
+        which = rng.randrange(_NOISES)
+        pixels -= np.minimum(pixels, less[which])
+        pixels += np.minimum(~pixels, more[which])  # ~p is 255 - p: no overflow
     return pixels

