@@ -119,7 +119,7 @@ def train(size: int, samples: int) -> bytes:
 
 def main() -> None:
     default = pathlib.Path(__file__).parent.parent / "vla_jax/text/vocabulary_4096.model"
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train the vocabulary from the corpus.")
     parser.add_argument("--out", type=pathlib.Path, default=default)
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--samples", type=int, default=40_000)

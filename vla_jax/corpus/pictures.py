@@ -122,7 +122,8 @@ class PictureBank:
         found = self._extents.get(key)
         if found is None:
             size = 72
-            alpha = self.image(key, size).getchannel("A").point(lambda a: 255 * (a > 64))
+            opaque = [255 * (value > 64) for value in range(256)]
+            alpha = self.image(key, size).getchannel("A").point(opaque)
             x0, y0, x1, y1 = alpha.getbbox() or (0, 0, size, size)
             found = self._extents[key] = (y0 / size, x0 / size, y1 / size, x1 / size)
         return found
