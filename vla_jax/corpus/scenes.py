@@ -129,7 +129,7 @@ def compose(
     """
     if table is None:
         table = rng.random() < 0.55
-    for attempt in range(20):
+    for attempt in range(12):
         scene = _try_compose(rng, keys, bank, size, table, empty_mats, shrink=0.93**attempt)
         if scene is not None:
             return scene
