@@ -123,7 +123,7 @@ def load_concepts() -> dict[str, Concept]:
             )
     for concept in _made_concepts(table):
         concepts[concept.key] = concept
-    forbidden = [c for c in concepts.values() if c.split == "nowhere"]
+    forbidden = _mention_patterns([c for c in concepts.values() if c.split == "nowhere"])
     also = {e for row in table["nowhere"].values() for e in row.get("also", ())}
     for category, characters in json.loads(_data_file("categories.json")).items():
         for character in characters.split():
@@ -135,7 +135,7 @@ def load_concepts() -> dict[str, Concept]:
             key = words["en"]
             if key in concepts or not all(words.values()):
                 continue
-            if any(_mentions(words, concept) for concept in forbidden):
+            if any(forbidden[language].search(name) for language, name in words.items()):
                 continue
             concepts[key] = Concept(key, "background", category, "", character, words)
     return concepts
@@ -155,15 +155,15 @@ def _made_concepts(table: dict[str, Any]) -> list[Concept]:
     return made
 
 
-def _mentions(words: dict[str, str], concept: Concept) -> bool:
-    """True if a name in `words` contains the concept's name in the same language."""
-    for language, name in concept.names.items():
-        if language in _UNSPACED and len(name) > 1:
-            if name in words[language]:
-                return True
-        elif re.search(rf"(?<!\w){re.escape(name)}(?!\w)", words[language]):
-            return True
-    return False
+def _mention_patterns(controls: list[Concept]) -> dict[str, re.Pattern[str]]:
+    """language -> what finds one of the concepts' names in a text of that language."""
+    patterns = {}
+    for language in LANGUAGES:
+        names = [concept.names[language] for concept in controls]
+        inside = [re.escape(n) for n in names if language in _UNSPACED and len(n) > 1]
+        words = [rf"(?<!\w){re.escape(n)}(?!\w)" for n in names]
+        patterns[language] = re.compile("|".join(inside + words))
+    return patterns
 
 
 def _emoji_names() -> dict[str, dict[str, str]]:

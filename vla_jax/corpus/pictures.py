@@ -123,7 +123,7 @@ class PictureBank:
         if found is None:
             size = 72
             opaque = [255 * (value > 64) for value in range(256)]
-            alpha = self.image(key, size).getchannel("A").point(opaque)
+            alpha = self.premultiplied(key, size).getchannel(3).point(opaque)
             x0, y0, x1, y1 = alpha.getbbox() or (0, 0, size, size)
             found = self._extents[key] = (y0 / size, x0 / size, y1 / size, x1 / size)
         return found
