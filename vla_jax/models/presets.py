@@ -38,7 +38,7 @@ PRESETS: dict[str, tuple[VitConfig, DecoderConfig]] = {
     # For tests: compiles and steps in a second or two.
     "tiny": (VitConfig(32, 2, 64, 2, 14), DecoderConfig(32, 2, 64, 2, 1, 16, 4096)),
     # The laptop demo's model, and the shape of the small web-trained VLM that ships with the code.
-    "demo": (VitConfig(128, 4, 512, 4, 14), DecoderConfig(128, 4, 512, 4, 1, 32, 4096)),
+    "demo": (VitConfig(192, 4, 768, 6, 16), DecoderConfig(128, 4, 512, 4, 1, 32, 4096)),
     # PaliGemma 3B (arXiv 2407.07726): SigLIP So400m/14 and Gemma 2B.
     "paligemma_3b": (
         VitConfig(1152, 27, 4304, 16, 14),

@@ -1,0 +1,273 @@
+"""Trains the small web-trained VLM that ships with the code, from the picture/word corpus.
+
+    python tools/train_vlm.py --out=out/vlm --steps=40000
+
+Needs no TensorFlow: worker processes paint the corpus on the fly and hand batches over in shared
+memory, and every sample is new. Run again with the same --out to resume. Writes `vlm.npz` (float16,
+big_vision's names), `vlm.json` (how it was made, figures on held-out pictures) and `metrics.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import pickle
+import queue
+import time
+from multiprocessing import shared_memory
+from pathlib import Path
+
+import numpy as np
+
+from vla_jax.corpus.dataset import Corpus
+from vla_jax.data.sequence import SequenceBuilder
+from vla_jax.text.vocabulary import Vocabulary
+from vla_jax.types import Batch, Example
+
+MAX_TOKENS, MAX_ANSWER_TOKENS = 48, 16
+SLOTS_PER_WORKER = 2
+
+
+def _layout(batch_size: int, image_size: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    rows = (batch_size, MAX_TOKENS)
+    return {
+        "images": ((batch_size, 1, image_size, image_size, 3), np.dtype(np.uint8)),
+        "tokens": (rows, np.dtype(np.int32)),
+        "attend_causal": (rows, np.dtype(bool)),
+        "in_loss": (rows, np.dtype(bool)),
+        "valid": (rows, np.dtype(bool)),
+        "source": ((batch_size,), np.dtype(np.int32)),
+    }
+
+
+def _views(buffer: memoryview, batch_size: int, image_size: int) -> dict[str, np.ndarray]:
+    views, offset = {}, 0
+    for key, (shape, dtype) in _layout(batch_size, image_size).items():
+        views[key] = np.ndarray(shape, dtype, buffer=buffer, offset=offset)
+        offset += int(np.prod(shape)) * dtype.itemsize
+    return views
+
+
+def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> None:
+    """Worker process: makes batches start + worker, + workers, ... into its own slots."""
+    corpus = Corpus(args.image_size, seed=args.seed, split="train")
+    builder = SequenceBuilder(
+        Vocabulary(), None, max_tokens=MAX_TOKENS, max_answer_tokens=MAX_ANSWER_TOKENS
+    )
+    slots = [shared_memory.SharedMemory(name) for name in names]
+    views = [_views(slot.buf, args.batch_size, args.image_size) for slot in slots]
+    for number in range(start + worker, args.steps, workers):
+        slot = free.get()
+        for row in range(args.batch_size):
+            sample = corpus.example(number * args.batch_size + row)
+            built = builder.build(
+                Example((sample["image"],), sample["prompt"], sample["answer"])
+            )
+            views[slot]["images"][row, 0] = sample["image"]
+            views[slot]["source"][row] = 0
+            for key, value in built.items():
+                views[slot][key][row] = value
+        ready.put(slot)
+
+
+class PaintedBatches:
+    """Iterator of corpus batches from `workers` spawned processes, in order."""
+
+    def __init__(self, args, start: int):
+        context = multiprocessing.get_context("spawn")
+        size = sum(
+            int(np.prod(shape)) * dtype.itemsize
+            for shape, dtype in _layout(args.batch_size, args.image_size).values()
+        )
+        self._args, self._next = args, start
+        self._start = start
+        self._workers = []
+        for worker in range(args.workers):
+            slots = [
+                shared_memory.SharedMemory(create=True, size=size) for _ in range(SLOTS_PER_WORKER)
+            ]
+            free, ready = context.Queue(), context.Queue()
+            for slot in range(SLOTS_PER_WORKER):
+                free.put(slot)
+            names = [slot.name for slot in slots]
+            process = context.Process(
+                target=_paint,
+                args=(worker, args.workers, start, args, names, free, ready),
+                daemon=True,
+            )
+            process.start()
+            self._workers.append((process, slots, free, ready))
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> Batch:
+        process, slots, free, ready = self._workers[(self._next - self._start) % len(self._workers)]
+        while True:
+            try:
+                slot = ready.get(timeout=5)
+                break
+            except queue.Empty:
+                if not process.is_alive():
+                    raise RuntimeError(
+                        f"a painting process died with exit code {process.exitcode}"
+                    ) from None
+        views = _views(slots[slot].buf, self._args.batch_size, self._args.image_size)
+        batch = {key: view.copy() for key, view in views.items()}
+        free.put(slot)
+        self._next += 1
+        return batch  # pyright: ignore[reportReturnType]
+
+    def close(self) -> None:
+        for process, slots, _, _ in self._workers:
+            process.terminate()
+            process.join()
+            for slot in slots:
+                slot.close()
+                slot.unlink()
+
+
+def _integers(text: str) -> np.ndarray | None:
+    """`<012><200>` -> [12, 200]; None if the text is not made of integer pieces."""
+    parts = text.replace(" ", "").strip("<>").split("><")
+    if not all(p.isdigit() and len(p) == 3 for p in parts):
+        return None
+    return np.asarray([int(p) for p in parts])
+
+
+def evaluate(params, model_config, builder: SequenceBuilder, count: int, seed: int) -> dict:
+    """Exact match per task on held-out pictures; pointing distance in 1/256 of the image."""
+    from vla_jax.decoding.policy import Policy
+
+    policy = Policy(params, model_config, builder, batch_size=250)
+    corpus = Corpus(model_config.image_size, seed=seed, split="test")
+    samples = [corpus.example(i) for i in range(count)]
+    questions = [s["prompt"].removeprefix("Q: ").removesuffix(" A:") for s in samples]
+    answers = policy.answer(np.stack([s["image"] for s in samples]), questions)
+    scores: dict[str, list[float]] = {}
+    for sample, answer in zip(samples, answers, strict=True):
+        truth, said = _integers(sample["answer"]), _integers(answer)
+        if truth is None:
+            score = float(answer.strip() == sample["answer"].strip())
+            scores.setdefault(sample["task"], []).append(score)
+        else:
+            near = said is not None and len(said) == len(truth)
+            error = np.abs(said - truth).max() if near else 255.0
+            scores.setdefault(sample["task"] + "_within_5pct", []).append(float(error <= 13))
+    return {task: [float(np.mean(s)), len(s)] for task, s in sorted(scores.items())}
+
+
+def main() -> None:
+    import jax
+
+    from vla_jax.checkpoints.params_file import save_params
+    from vla_jax.models.presets import ModelConfig
+    from vla_jax.sharding.mesh import MeshConfig, make_mesh
+    from vla_jax.training.loop import TrainConfig, fit
+    from vla_jax.training.metrics import MetricWriter
+    from vla_jax.training.optimizer import OptimizerConfig, make_optimizer
+    from vla_jax.training.step import make_init, make_train_step, state_shardings
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--preset", default="demo")
+    parser.add_argument("--image_size", type=int, default=112)
+    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--stop_at", type=int, default=0, help="stop early, to resume later")
+    parser.add_argument("--stop_after_s", type=float, default=1e9, help="likewise, by the clock")
+    parser.add_argument("--batch_size", type=int, default=512)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--compute_dtype", default="float32")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--test_examples", type=int, default=4000)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    begun = time.time()
+    model_config = ModelConfig(
+        args.preset,
+        image_size=args.image_size,
+        compute_dtype=args.compute_dtype,
+        unroll_layers=True,
+    )
+    optimizer_config = OptimizerConfig(args.learning_rate, warmup_steps=1000, weight_decay=1e-4)
+    optimizer = make_optimizer(optimizer_config, args.steps)
+    mesh = make_mesh(MeshConfig())
+    init = make_init(model_config, optimizer, args.seed)
+    shardings = state_shardings(jax.eval_shape(init), optimizer, mesh)
+    saved = args.out / "state.pickle"
+    if saved.exists():
+        state = jax.device_put(pickle.loads(saved.read_bytes()), shardings)
+    else:
+        state = jax.jit(init, out_shardings=shardings)()
+    start = int(state["step"])
+
+    def save(step: int, state) -> None:
+        partial = saved.with_suffix(".partial")
+        partial.write_bytes(pickle.dumps(jax.device_get(state)))
+        partial.replace(saved)
+        if time.time() - begun > args.stop_after_s:
+            raise _TimeUp
+
+    train_step = make_train_step(
+        model_config,
+        optimizer,
+        shardings,
+        mesh,
+        max_answer_tokens=MAX_ANSWER_TOKENS,
+        num_sources=1,
+    )
+    stop = min(args.stop_at or args.steps, args.steps)
+    train_config = TrainConfig(
+        steps=stop, batch_size=args.batch_size, log_every=200, checkpoint_every=400
+    )
+    builder = SequenceBuilder(
+        Vocabulary(), None, max_tokens=MAX_TOKENS, max_answer_tokens=MAX_ANSWER_TOKENS
+    )
+    batches = PaintedBatches(args, start)
+    try:
+        with MetricWriter(args.out, start) as writer:
+            fit(
+                state,
+                train_step,
+                batches,
+                train_config,
+                mesh=mesh,
+                writer=writer,
+                source_names=["web"],
+                source_weights=[1.0],
+                save=save,
+                print_line=lambda line: print(line, flush=True),
+            )
+    except _TimeUp:
+        print("time is up; run again to go on", flush=True)
+    finally:
+        batches.close()
+    state = pickle.loads(saved.read_bytes())
+    save_params(args.out / "vlm.npz", state["params"], "float16")
+    figures = evaluate(state["params"], model_config, builder, args.test_examples, args.seed)
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    card = {
+        "made_by": "tools/train_vlm.py",
+        "step": int(state["step"]),
+        "samples": int(state["step"]) * args.batch_size,
+        "device": jax.devices()[0].device_kind,
+        "settings": settings,
+        "optimizer": dataclasses.asdict(optimizer_config),
+        "vocabulary": builder.vocabulary.digest,
+        "held_out": figures,
+    }
+    (args.out / "vlm.json").write_text(json.dumps(card, indent=2) + "\n")
+    print(json.dumps(figures, indent=1))
+
+
+class _TimeUp(Exception):
+    pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Checkpoints: of a run (Orbax), and of parameters alone (big_vision's npz)."""

@@ -1,0 +1,107 @@
+"""Policy: pictures and words in, answers or actions in physical units out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from vla_jax.actions.spec import ActionSpec
+from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.data.sequence import SequenceBuilder
+from vla_jax.decoding.sampler import make_action_decoder, make_text_decoder
+from vla_jax.models.presets import ModelConfig
+from vla_jax.text.prompts import question_prompt, robot_prompt
+from vla_jax.types import Params
+
+
+class ActResult(NamedTuple):
+    actions: np.ndarray  # float32 [B, A], physical units
+    ids: np.ndarray  # int32 [B, A], the action tokens
+
+
+class Policy:
+    """A model with everything it needs to answer and to act.
+
+    Args:
+      params: the model's parameters.
+      config: the model.
+      builder: tokenization, as in training.
+      batch_size: rows per device call; more are split, fewer are padded, so it compiles once.
+    """
+
+    def __init__(
+        self, params: Params, config: ModelConfig, builder: SequenceBuilder, *, batch_size: int
+    ):
+        self.params = params
+        self.config = config
+        self.batch_size = batch_size
+        self._builder = builder
+        vocabulary = builder.vocabulary
+        self._decode_text = make_text_decoder(
+            config,
+            max_new_tokens=builder.max_answer_tokens,
+            eos_id=vocabulary.eos_id,
+            pad_id=vocabulary.pad_id,
+        )
+        tokenizer = builder.action_tokenizer
+        self._decode_action = (
+            None
+            if tokenizer is None
+            else make_action_decoder(
+                config, token_ids=tokenizer.token_ids, legal=tokenizer.legal()
+            )
+        )
+
+    @property
+    def action_tokenizer(self) -> UniformTokenizer:
+        """Raises ValueError if the model was built without robot data."""
+        if self._builder.action_tokenizer is None:
+            raise ValueError("this policy has no ActionSpec: it can answer, not act")
+        return self._builder.action_tokenizer
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        return self.action_tokenizer.spec
+
+    def answer(self, images: np.ndarray, questions: list[str]) -> list[str]:
+        """Answers from the full vocabulary.
+
+        Args:
+          images: uint8 [B, h, w, 3], or [B, views, h, w, 3].
+          questions: B texts, without the template.
+        """
+        ids = self._run(self._decode_text, images, [question_prompt(q) for q in questions])
+        return [self._text(row) for row in ids]
+
+    def act(self, images: np.ndarray, instructions: list[str]) -> ActResult:
+        """One action per row; only legal action tokens can come out."""
+        tokenizer = self.action_tokenizer
+        ids = self._run(self._decode_action, images, [robot_prompt(i) for i in instructions])
+        return ActResult(tokenizer.decode(ids), ids)
+
+    def _text(self, ids: np.ndarray) -> str:
+        end = np.flatnonzero(ids == self._builder.vocabulary.eos_id)
+        return self._builder.vocabulary.decode(ids[: end[0] if len(end) else len(ids)].tolist())
+
+    def _run(self, decode, images: np.ndarray, prompts: list[str]) -> np.ndarray:
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim not in (4, 5) or images.shape[-1] != 3:
+            raise ValueError(
+                "images must be uint8 [B, h, w, 3] or [B, views, h, w, 3], got "
+                f"{images.dtype} {list(images.shape)}"
+            )
+        if images.ndim == 4:
+            images = images[:, None]
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
+        text = self._builder.prompts(prompts)
+        rows = []
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            columns = (images[part], text["tokens"][part], text["valid"][part])
+            count = len(columns[0])
+            repeat = np.minimum(np.arange(self.batch_size), count - 1)
+            ids = decode(self.params, *(c[repeat] for c in columns))
+            rows.append(np.asarray(ids)[:count])
+        return np.concatenate(rows) if rows else np.zeros((0, 0), np.int32)

@@ -1,0 +1,174 @@
+"""The one training loop, for every stage.
+
+Order within a step, which resume relies on: take the batch of step s, update, log if due, save if
+due. A checkpoint at step s therefore means "samples [0, s * batch_size) are used".
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vla_jax.sharding.mesh import to_global
+from vla_jax.training.metrics import MetricWriter
+from vla_jax.training.step import Metrics, TrainState
+from vla_jax.types import Batch
+
+# Steps dispatched ahead of the one whose result is awaited: enough to hide the host's work.
+_IN_FLIGHT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One stage of training.
+
+    Attributes:
+      steps: updates in all.
+      batch_size: rows per update, over all hosts.
+      seed: of the fresh parameters.
+      log_every, checkpoint_every: steps between.
+      keep_checkpoints: newest ones kept.
+      init_from: parameter file (`.npz`) or run directory to start from; empty for fresh ones.
+    """
+
+    steps: int
+    batch_size: int
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    init_from: str = ""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+
+
+class Window:
+    """Sums over the steps since the last log line."""
+
+    def __init__(self, source_names: Sequence[str], weights: Sequence[float]):
+        self._names = source_names
+        self._weights = np.asarray(weights) / np.sum(weights)
+        self._total = {key: np.zeros(len(source_names)) for key in ("samples", "tokens")}
+        self.reset()
+
+    def reset(self) -> None:
+        self._metrics: list[Metrics] = []
+        self._input_wait = 0.0
+        self._start = time.perf_counter()
+
+    def add(self, metrics: Metrics, input_wait: float) -> None:
+        self._metrics.append(metrics)
+        self._input_wait += input_wait
+
+    def scalars(self, batch_size: int) -> dict[str, float]:
+        """Means over the window, and the mixture's realised ratio since the start.
+
+        Raises FloatingPointError if a loss is not finite.
+        """
+        metrics = jax.device_get(self._metrics)
+        elapsed = time.perf_counter() - self._start
+        loss = np.asarray([m["loss"] for m in metrics])
+        if not np.isfinite(loss).all():
+            raise FloatingPointError(
+                "the loss is NaN or infinite: lower optimizer.learning_rate or clip_norm, or look "
+                "for corrupt data; the last checkpoint is intact"
+            )
+        steps_per_s = len(metrics) / elapsed
+        out = {
+            "loss": float(loss.mean()),
+            "grad_norm": float(np.mean([m["grad_norm"] for m in metrics])),
+            "speed/steps_per_s": steps_per_s,
+            "speed/samples_per_s": steps_per_s * batch_size,
+            "speed/input_wait_share": self._input_wait / elapsed,
+        }
+        sums = {
+            key: np.sum([m["by_source"][key] for m in metrics], axis=0)
+            for key in ("loss", "correct", "tokens", "samples")
+        }
+        for key, total in self._total.items():
+            total += sums[key]
+        for s, name in enumerate(self._names):
+            if sums["tokens"][s]:
+                out[f"{name}/loss"] = float(sums["loss"][s] / sums["tokens"][s])
+                out[f"{name}/token_accuracy"] = float(sums["correct"][s] / sums["tokens"][s])
+            for key, total in self._total.items():
+                out[f"{name}/share_of_{key}"] = float(total[s] / total.sum())
+            out[f"{name}/share_configured"] = float(self._weights[s])
+        return out
+
+
+def fit(
+    state: TrainState,
+    train_step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]],
+    batches: Iterator[Batch],
+    config: TrainConfig,
+    *,
+    mesh: Mesh,
+    writer: MetricWriter,
+    source_names: Sequence[str],
+    source_weights: Sequence[float],
+    save: Callable[[int, TrainState], None],
+    print_line: Callable[[str], None] = print,
+) -> TrainState:
+    """Trains from the state's step to `config.steps` and saves at the end.
+
+    Args:
+      batches: host-local batches, the first one that of the state's step.
+      save: called with (step, state) every `checkpoint_every` steps and after the last one.
+    """
+    start = int(state["step"])
+    window = Window(source_names, source_weights)
+    in_flight: collections.deque[jax.Array] = collections.deque()
+    begun = time.perf_counter()
+    for step in range(start + 1, config.steps + 1):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - asked
+        state, metrics = train_step(state, to_global(batch, mesh))  # pyright: ignore
+        window.add(metrics, waited)
+        in_flight.append(metrics["loss"])
+        if len(in_flight) > _IN_FLIGHT:
+            in_flight.popleft().block_until_ready()
+        if step == start + 1:
+            # The first step compiles; it would make every speed figure of this window wrong.
+            metrics["loss"].block_until_ready()
+            first = window.scalars(config.batch_size)
+            writer.write(step, {k: v for k, v in first.items() if not k.startswith("speed/")})
+            print_line(f"step {step}: compiled in {time.perf_counter() - begun:.1f} s")
+            window.reset()
+            begun = time.perf_counter()
+        elif step % config.log_every == 0 or step == config.steps:
+            scalars = window.scalars(config.batch_size)
+            writer.write(step, scalars)
+            eta = (config.steps - step) * (time.perf_counter() - begun) / (step - start - 1)
+            print_line(_progress(step, config.steps, scalars, source_names, eta))
+            window.reset()
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            save(step, state)
+    return state
+
+
+def _progress(
+    step: int, steps: int, scalars: dict[str, float], names: Sequence[str], eta_s: float
+) -> str:
+    parts = [
+        f"{name} loss {scalars[f'{name}/loss']:.3f} acc {scalars[f'{name}/token_accuracy']:.3f}"
+        for name in names
+        if f"{name}/loss" in scalars
+    ]
+    return (
+        f"step {step}/{steps}  "
+        + "  ".join(parts)
+        + f"  | {scalars['speed/samples_per_s']:.0f} samples/s"
+        + f"  input wait {scalars['speed/input_wait_share']:.0%}"
+        + f"  ETA {int(eta_s // 60)}:{int(eta_s % 60):02d}"
+    )
