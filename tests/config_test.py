@@ -88,7 +88,7 @@ def test_typo_in_the_file_is_refused(tmp_path):
 
 def test_a_value_the_section_refuses_names_the_section(config_file):
     raw = config_lib.load_config(config_file, ["model.preset=tiney"])
-    with pytest.raises(ValueError, match="model: .*tiney.*did you mean 'tiny'"):
+    with pytest.raises(ValueError, match=r"model: .*tiney.*did you mean 'tiny'"):
         config_lib.parse(raw)
 
 

@@ -30,7 +30,7 @@ class Config:
 
     model: ModelConfig
     optimizer: OptimizerConfig
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -173,7 +173,7 @@ def _section(hint: Any) -> type | None:
     if typing.get_origin(hint) in (Union, types.UnionType):
         sections = [a for a in typing.get_args(hint) if dataclasses.is_dataclass(a)]
         return sections[0] if len(sections) == 1 else None  # pyright: ignore[reportReturnType]
-    return hint if dataclasses.is_dataclass(hint) else None
+    return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
 
 
 def _is_nested(hint: Any) -> bool:

@@ -1,0 +1,50 @@
+# make demo and make test do everything on a bare machine with Python 3.11+.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_OUT ?= demo_out
+# Test processes; each uses one core.
+JOBS ?= 2
+
+.PHONY: help setup demo test lint clean
+
+help:  ## This list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(VENV)/.rendering  ## Create .venv and install everything (the others do this first)
+
+demo: setup  ## Data, training, evaluation and a report, on this machine
+	$(BIN)/python tools/demo.py --out=$(DEMO_OUT)
+
+test: setup  ## The whole test suite
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --durations=5
+
+lint: setup  ## Format, lint and type checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+clean:  ## Remove .venv, caches and the demo's output
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info $(DEMO_OUT)
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps make setup a no-op until the lock or the project file changes. uv installs in half of
+# pip's time; where it cannot be had (a mirror that only pip knows), pip does the same.
+$(VENV)/.packages: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing requirements.txt into $(VENV) (one to three minutes) ..."
+	@if $(BIN)/python -m pip install --quiet uv && \
+	    $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt; then :; \
+	  else $(BIN)/python -m pip install --quiet -r requirements.txt; fi
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.rendering: $(VENV)/.packages tools/setup_rendering.sh
+	@bash tools/setup_rendering.sh $(BIN)/python
+	@touch $@
