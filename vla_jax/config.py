@@ -1,7 +1,7 @@
 """From a config file and command-line overrides to one typed, checked `Config`.
 
-A config file has a function `get_config()` that returns an `ml_collections.ConfigDict`. Its sections
-are the dataclasses below; each belongs to the package that reads it.
+A config file has a function `get_config()` that returns an `ml_collections.ConfigDict`. Its
+sections are the dataclasses below; each belongs to the package that reads it.
 """
 
 from __future__ import annotations
