@@ -45,7 +45,7 @@ if [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null; then
     exit 1
 fi
 
-echo "installing ${packages[*]} (software OpenGL, about 130 MB) ..."
+echo "installing ${packages[*]} (software OpenGL) ..."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 if ! DEBIAN_FRONTEND=noninteractive sh -c "$install" >"$log" 2>&1; then
