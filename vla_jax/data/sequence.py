@@ -12,6 +12,9 @@ answer of the mixture ends the same way.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import numpy as np
 
 from vla_jax.actions.uniform import UniformTokenizer
@@ -42,13 +45,24 @@ class SequenceBuilder:
                 f"max_answer_tokens {max_answer_tokens} must be between 1 and "
                 f"max_tokens {max_tokens} - 1"
             )
+        if action_tokenizer is not None and action_tokenizer.num_tokens >= max_answer_tokens:
+            raise ValueError(
+                f"an action is {action_tokenizer.num_tokens} tokens and an EOS: max_answer_tokens "
+                f"{max_answer_tokens} must be at least {action_tokenizer.num_tokens + 1}"
+            )
         self.vocabulary = vocabulary
         self.action_tokenizer = action_tokenizer
         self.max_tokens = max_tokens
         self.max_answer_tokens = max_answer_tokens
+        # Robot instructions come again and again.
+        self._prompt_ids = functools.lru_cache(maxsize=4096)(self._encode_prompt)
 
     def build(self, example: Example) -> dict[str, np.ndarray]:
-        """Returns tokens int32 [T] and attend_causal, in_loss, valid bool [T].
+        """One row: tokens int32 [T] and attend_causal, in_loss, valid bool [T]. See `build_rows`."""
+        return {key: rows[0] for key, rows in self.build_rows([example]).items()}
+
+    def build_rows(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        """Returns tokens int32 [B, T] and attend_causal, in_loss, valid bool [B, T].
 
         A text answer that is too long is cut (and then has no EOS); a prompt that leaves no room
         for its answer is an error.
@@ -56,26 +70,30 @@ class SequenceBuilder:
         Raises:
           ValueError: empty prompt, prompt too long, action without tokenizer, bad action.
         """
-        prompt = self._prompt_ids(example.prompt)
-        answer = self._answer_ids(example)
-        room = self.max_tokens - len(prompt)
-        if room < min(len(answer), self.max_answer_tokens):
-            raise ValueError(
-                f"prompt of {len(prompt)} tokens leaves {max(room, 0)} of {self.max_tokens} for an "
-                f"answer of {len(answer)}: raise max_tokens or shorten {example.prompt!r}"
-            )
-        answer = answer[: self.max_answer_tokens]
-        n, end = len(prompt), len(prompt) + len(answer)
-        tokens = np.full(self.max_tokens, self.vocabulary.pad_id, np.int32)
-        tokens[:n] = prompt
-        tokens[n:end] = answer
+        tokens = np.full((len(examples), self.max_tokens), self.vocabulary.pad_id, np.int32)
+        prompt_end = np.zeros((len(examples), 1), np.int32)
+        answer_end = np.zeros((len(examples), 1), np.int32)
+        for row, example in enumerate(examples):
+            prompt = self._prompt_ids(example.prompt)
+            answer = self._answer_ids(example)
+            room = self.max_tokens - len(prompt)
+            if room < min(len(answer), self.max_answer_tokens):
+                raise ValueError(
+                    f"prompt of {len(prompt)} tokens leaves {max(room, 0)} of {self.max_tokens} "
+                    f"for an answer of {len(answer)}: raise max_tokens or shorten "
+                    f"{example.prompt!r}"
+                )
+            answer = answer[: self.max_answer_tokens]
+            n, end = len(prompt), len(prompt) + len(answer)
+            tokens[row, :n], tokens[row, n:end] = prompt, answer
+            prompt_end[row], answer_end[row] = n, end
         position = np.arange(self.max_tokens)
-        is_answer = (position >= n) & (position < end)
+        is_answer = (position >= prompt_end) & (position < answer_end)
         return {
             "tokens": tokens,
             "attend_causal": is_answer,
             "in_loss": is_answer.copy(),
-            "valid": position < end,
+            "valid": position < answer_end,
         }
 
     def prompts(self, prompts: list[str]) -> dict[str, np.ndarray]:
@@ -97,10 +115,10 @@ class SequenceBuilder:
             valid[row, : len(ids)] = True
         return {"tokens": tokens, "valid": valid}
 
-    def _prompt_ids(self, prompt: str) -> list[int]:
+    def _encode_prompt(self, prompt: str) -> tuple[int, ...]:
         if not prompt.strip():
             raise ValueError("empty prompt")
-        return [self.vocabulary.bos_id, *self.vocabulary.encode(prompt)]
+        return self.vocabulary.bos_id, *self.vocabulary.encode(prompt)
 
     def _answer_ids(self, example: Example) -> list[int]:
         if example.action is None:

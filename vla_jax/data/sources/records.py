@@ -1,0 +1,192 @@
+"""Serialized records of a TFDS data set by number, from ArrayRecord or TFRecord files."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+import pathlib
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from google.protobuf.message import DecodeError
+
+from vla_jax.data.sources import index_files
+
+# A TFRecord is: length uint64, its checksum uint32, the bytes, their checksum uint32.
+_HEADER, _FOOTER = 12, 4
+
+
+class RecordFiles:
+    """Records 0 .. len - 1 of one split, across its files.
+
+    Args:
+      name: the data set's name, for messages.
+      path: directory with `dataset_info.json` and `features.json`.
+      split: its split, e.g. "train".
+
+    Raises:
+      FileNotFoundError: no such data set, or a file of it is missing.
+      ValueError: no such split, a file format other than ArrayRecord and TFRecord, a damaged file.
+    """
+
+    def __init__(self, name: str, path: str | os.PathLike[str], split: str):
+        self.name, self.path, self.split = name, pathlib.Path(path), split
+        self.info = _dataset_info(name, self.path)
+        if split not in self.info.splits:
+            raise ValueError(
+                f"data set {name!r} in {self.path} has no split {split!r}; "
+                f"it has {', '.join(sorted(self.info.splits))}"
+            )
+        shards = self.info.splits[split]
+        self.files = [pathlib.Path(os.fspath(f)) for f in shards.filepaths]
+        missing = [f for f in self.files if not f.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"data set {name!r}: {len(missing)} of {len(self.files)} files are missing, e.g. "
+                f"{missing[0]}: copy or write the data set again"
+            )
+        self._starts = [0, *np.cumsum(shards.shard_lengths).tolist()]
+        self._shards = self._open(list(shards.shard_lengths))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the writer stored in `metadata.json`; {} if nothing."""
+        path = self.path / "metadata.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def read(self, index: int) -> bytes:
+        """Raises ValueError, naming file and record, if it cannot be read."""
+        shard, number = self._place(index)
+        try:
+            return self._shards.read(shard, number)
+        except (ValueError, IndexError, RuntimeError, OSError) as e:
+            raise ValueError(f"{self.where(index)} cannot be read: {e}") from e
+
+    def parse(self, index: int) -> Mapping[str, Any]:
+        """The record's tf.Example: flat feature name -> tf.train.Feature.
+
+        Raises ValueError, naming file and record, if it cannot be read or parsed.
+        """
+        try:
+            return tf.train.Example.FromString(self.read(index)).features.feature
+        except DecodeError as e:
+            raise ValueError(
+                f"{self.where(index)} is damaged (not a tf.Example): copy or write the file again"
+            ) from e
+
+    def where(self, index: int) -> str:
+        """`data set 'demo', /data/demo/demo-train.array_record-00003 record 17`."""
+        shard, number = self._place(index)
+        return f"data set {self.name!r}, {self.files[shard]} record {number}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of data set {self.name!r}, which has {len(self)}")
+        shard = bisect.bisect_right(self._starts, index) - 1
+        return shard, index - self._starts[shard]
+
+    def _open(self, lengths: list[int]) -> _Shards:
+        kind = self.info.file_format.value if self.info.file_format else "unknown"
+        if kind == "array_record":
+            return _ArrayRecords(self.name, self.files, lengths)
+        if kind == "tfrecord":
+            return _TfRecords(self.name, self.files, lengths)
+        raise ValueError(
+            f"data set {self.name!r} in {self.path} is stored as {kind}; this program reads "
+            "array_record and tfrecord: convert it with `tfds convert_format`"
+        )
+
+
+class _Shards(Protocol):
+    def read(self, shard: int, number: int) -> bytes: ...
+
+
+class _ArrayRecords:
+    """Readers are opened at first use and kept."""
+
+    def __init__(self, name: str, files: Sequence[pathlib.Path], lengths: Sequence[int]):
+        self._name, self._files, self._lengths = name, files, lengths
+        self._readers: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def read(self, shard: int, number: int) -> bytes:
+        with self._lock:
+            if shard not in self._readers:
+                self._readers[shard] = self._open(shard)
+            return self._readers[shard].read([number])[0]
+
+    def _open(self, shard: int) -> Any:
+        reader = array_record_module.ArrayRecordReader(
+            str(self._files[shard]), "readahead_buffer_size:0,max_parallelism:0"
+        )
+        if reader.num_records() != self._lengths[shard]:
+            raise ValueError(
+                f"the file has {reader.num_records()} records, dataset_info.json says "
+                f"{self._lengths[shard]}: copy or write the data set again"
+            )
+        return reader
+
+
+class _TfRecords:
+    """Random access by a table of byte offsets."""
+
+    def __init__(self, name: str, files: Sequence[pathlib.Path], lengths: Sequence[int]):
+        self._name, self._files, self._lengths = name, files, lengths
+        self._first = [0, *np.cumsum(lengths).tolist()]
+        self._spans = index_files.load_or_build(files, "tfrecord spans", self._scan)
+
+    def read(self, shard: int, number: int) -> bytes:
+        offset, length = self._spans[self._first[shard] + number].tolist()
+        with open(self._files[shard], "rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+        if len(data) != length:
+            raise ValueError(f"the file ends {length - len(data)} bytes too early")
+        return data
+
+    def _scan(self) -> np.ndarray:
+        """int64 [records, 2]: offset and length of each record's bytes, from the headers alone."""
+        spans = []
+        for path, count in zip(self._files, self._lengths):
+            size, position, found = path.stat().st_size, 0, 0
+            with open(path, "rb") as file:
+                while position + _HEADER <= size:
+                    file.seek(position)
+                    (length,) = struct.unpack("<Q", file.read(8))
+                    end = position + _HEADER + length + _FOOTER
+                    if end > size:
+                        raise ValueError(
+                            f"data set {self._name!r}, {path} record {found} (byte {position}) "
+                            f"ends at byte {end}, the file at {size}: it is cut off or damaged; "
+                            "copy it again"
+                        )
+                    spans.append((position + _HEADER, length))
+                    position, found = end, found + 1
+            if found != count:
+                raise ValueError(
+                    f"data set {self._name!r}, {path} has {found} records, dataset_info.json says "
+                    f"{count}: copy it again"
+                )
+        return np.asarray(spans, np.int64).reshape(-1, 2)
+
+
+def _dataset_info(name: str, path: pathlib.Path) -> tfds.core.DatasetInfo:
+    if not (path / "dataset_info.json").is_file():
+        raise FileNotFoundError(
+            f"data set {name!r}: {path} has no dataset_info.json. Give the directory of one version "
+            "of a TFDS data set (.../name/1.0.0), or write one with python -m vla_jax.data.write"
+        )
+    try:
+        return tfds.builder_from_directory(path).info
+    except Exception as e:  # tfds raises many kinds for a malformed directory
+        raise ValueError(f"data set {name!r} in {path} cannot be opened by tfds: {e}") from e
