@@ -13,13 +13,17 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
+from vla_jax.actions.spec import ActionSpec
 from vla_jax.data import images
-from vla_jax.data.mixture import Mixture
+from vla_jax.data.mixture import Mixture, SourceConfig
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
+from vla_jax.data.sources.episodes import EpisodeSource
+from vla_jax.data.sources.image_text import ImageTextSource
 from vla_jax.types import Batch, Example
 
 _FOREVER = 2**62
+_Sample = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> source [B], record [B]
 
 
 class EvaluationBatch(Batch):
@@ -80,7 +84,7 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        batch = _next(self._batches, self._fetch, lambda: self._sample(self.step))
+        batch = _next(self._batches, self._fetch, self._sample, self.step)
         self.step += 1
         return cast(Batch, batch)
 
@@ -119,10 +123,26 @@ def evaluation_batches(
     dataset = _pipeline(fetch, sample, 0, steps, image_size, len(rows), threads)
     batches = dataset.prefetch(1).as_numpy_iterator()
     for step in range(steps):
-        batch = _next(batches, fetch, lambda: sample(step))
+        batch = _next(batches, fetch, sample, step)
         batch["row_valid"] = step * batch_size + rows < count
         batch["record"] = sample(step)[1]
         yield cast(EvaluationBatch, batch)
+
+
+def open_source(
+    name: str,
+    config: SourceConfig,
+    *,
+    split: str | None = None,
+    expected_spec: ActionSpec | None = None,
+) -> EpisodeSource | ImageTextSource:
+    """Opens a data set of the config, on another split if given. Raises as the sources do."""
+    split = split or config.split
+    if config.kind == "image_text":
+        return ImageTextSource(name, config.path, split)
+    return EpisodeSource(
+        name, config.path, split, expected_spec=expected_spec, cache_mib=config.cache_mib
+    )
 
 
 def require_spec(source: Source, builder: SequenceBuilder) -> None:
@@ -176,7 +196,7 @@ class _Fetch:
 
 def _pipeline(
     fetch: _Fetch,
-    sample: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    sample: _Sample,
     start: int,
     stop: int,
     image_size: int,
@@ -199,7 +219,7 @@ def _pipeline(
     widths = ((fetch.views,), *[(fetch.max_tokens,)] * 4, ())
 
     def read_step(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        columns = dict(zip(names, tf.numpy_function(read, [step], types)))
+        columns: dict[str, tf.Tensor] = dict(zip(names, tf.numpy_function(read, [step], types)))
         for name, width in zip(names, widths):
             columns[name].set_shape((rows, *width))
         return columns
@@ -221,16 +241,18 @@ def _pipeline(
 
 
 def _next(
-    batches: Iterator[dict[str, Any]],
+    batches: Iterator[Any],
     fetch: _Fetch,
-    sample: Callable[[], tuple[np.ndarray, np.ndarray]],
+    sample: _Sample,
+    step: int,
 ) -> dict[str, Any]:
+    """Batch number `step`; an error comes out as the source raised it, or names the record."""
     try:
         return next(batches)
     except tf.errors.OpError as e:
         if fetch.error is not None:
             raise fetch.error from None
-        source, record = sample()
+        source, record = sample(step)
         for example, k, i in zip(fetch.read(source, record), source, record):
             for view in example.images:
                 try:

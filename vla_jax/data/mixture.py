@@ -1,15 +1,15 @@
 """Which record is sample i of a run: a pure function of (seed, i), in constant time.
 
-Source of sample i. The weights become exact fractions, in whole 1/10,000 if they must. The run is cut
-into blocks of 1,000 slots. Source k owns floor(1000 w_k) slots of a block, the same ones in every
-block and evenly spread. The few slots left over are "free": they pass around among the sources with
-a fractional part, so that each gets its share over a cycle of blocks, and so that any successive
-slots, as many as a block has free ones, belong to different sources. A window of 1,000 samples holds
-every owned slot once and every free slot once, hence floor(1000 w_k) samples of source k or one more,
-wherever it starts.
+Source of sample i. The weights become exact fractions, in whole 1/10,000 if they must. The run is
+cut into blocks of 1,000 slots. Source k owns floor(1000 w_k) slots of a block, the same ones in
+every block and evenly spread. The F slots left over are "free": they pass around among the sources
+that have a fractional part, so that each gets its share over a cycle of blocks, and so that any F
+successive free slots belong to different sources. A window of 1,000 samples holds every owned slot
+once and F successive free slots, hence floor(1000 w_k) samples of source k or one more, wherever it
+starts.
 
-Record of sample i. The n-th sample of a source is record permute(n mod size) of epoch n // size; each
-epoch has its own keyed permutation (a Feistel network), so every record comes exactly once an epoch.
+Record of sample i. The n-th sample of a source is record permute(n mod size) of epoch n // size;
+each epoch has its own keyed permutation, so every record comes exactly once an epoch.
 
 So resuming needs one integer, and processes that share the work only need to agree on it.
 """
@@ -200,9 +200,9 @@ class _Schedule:
 def spread(quotas: Sequence[int]) -> np.ndarray:
     """int64 [sum of quotas]: letter k quotas[k] times, spread evenly.
 
-    Before every position, letter k came within one of position * quotas[k] / total times. (Tijdeman,
-    The chairman assignment problem, 1980: among the letters that may come now, take the one that
-    must come first.)
+    Before every position, letter k came within one of position * quotas[k] / total times.
+    (Tijdeman, The chairman assignment problem, 1980: among the letters that may come now, take the
+    one that must come first.)
     """
     quota = np.asarray(quotas, np.float64)
     total = int(quota.sum())

@@ -58,7 +58,7 @@ class SequenceBuilder:
         self._prompt_ids = functools.lru_cache(maxsize=4096)(self._encode_prompt)
 
     def build(self, example: Example) -> dict[str, np.ndarray]:
-        """One row: tokens int32 [T] and attend_causal, in_loss, valid bool [T]. See `build_rows`."""
+        """One row of `build_rows`: tokens int32 [T]; attend_causal, in_loss, valid bool [T]."""
         return {key: rows[0] for key, rows in self.build_rows([example]).items()}
 
     def build_rows(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:

@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data.sources import index_files
-from vla_jax.data.sources.records import RecordFiles
+from vla_jax.data.sources.records import RecordFiles, find_feature, require_image
 from vla_jax.text.prompts import robot_prompt
 from vla_jax.types import Example
 
@@ -226,13 +225,7 @@ class EpisodeSource:
         """Returns the per-step shape of each action feature."""
         where = f"data set {self.name!r} ({self._records.path})"
         for key in self._layout.images:
-            feature = find_feature(self._records.info.features, key, where=where)
-            if not isinstance(feature, tfds.features.Image) or len(feature.shape) != 3:
-                raise ValueError(
-                    f"{where}: feature {key} is {type(feature).__name__} of shape {feature.shape}; "
-                    "an encoded image [height, width, 3] is needed: store it as "
-                    "tfds.features.Image, one a step"
-                )
+            require_image(self._records.info.features, key, where=where)
         text = find_feature(self._records.info.features, self._layout.instruction, where=where)
         if text.shape != () or text.get_serialized_info().dtype != np.object_:
             raise ValueError(
@@ -251,22 +244,6 @@ class EpisodeSource:
                 )
             shapes[key] = tuple(feature.shape)
         return shapes
-
-
-def find_feature(features: Any, path: str, *, where: str) -> Any:
-    """The tfds feature at "steps/observation/image". Raises ValueError listing what is there."""
-    node = features
-    for part in path.split("/"):
-        if isinstance(node, (tfds.features.Dataset, tfds.features.Sequence)):
-            node = node.feature
-        if not isinstance(node, tfds.features.FeaturesDict) or part not in node:
-            there = list(node) if isinstance(node, tfds.features.FeaturesDict) else "no such level"
-            raise ValueError(
-                f"{where} has no feature {path!r}: at {part!r} there is {there}; "
-                "describe the data set with another layout"
-            )
-        node = node[part]
-    return node
 
 
 def _numbers(feature: Any) -> np.ndarray:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 
-import tensorflow_datasets as tfds
-
-from vla_jax.data.sources.episodes import find_feature
-from vla_jax.data.sources.records import RecordFiles
+from vla_jax.data.sources.records import RecordFiles, find_feature, require_image
 from vla_jax.types import Example
 
 TEXTS = ("prompt", "answer", "task", "language")
@@ -32,12 +29,7 @@ class ImageTextSource:
         self.name = name
         self._records = RecordFiles(name, path, split)
         where = f"data set {name!r} ({path})"
-        image = find_feature(self._records.info.features, "image", where=where)
-        if not isinstance(image, tfds.features.Image) or len(image.shape) != 3:
-            raise ValueError(
-                f"{where}: feature image is {type(image).__name__} of shape {image.shape}; an "
-                "encoded image [height, width, 3] is needed: store it as tfds.features.Image"
-            )
+        require_image(self._records.info.features, "image", where=where)
         for key in TEXTS:
             find_feature(self._records.info.features, key, where=where)
 
@@ -50,9 +42,9 @@ class ImageTextSource:
             features[key].bytes_list.value[0].decode() for key in ("prompt", "answer")
         )
         if not prompt.strip() or not answer:
+            empty = "answer" if prompt.strip() else "prompt"
             raise ValueError(
-                f"{self._records.where(index)} has an empty {'answer' if prompt.strip() else 'prompt'}"
-                ": fill it in or drop the record"
+                f"{self._records.where(index)} has an empty {empty}: fill it in or drop the record"
             )
         return Example(
             images=(features["image"].bytes_list.value[0],), prompt=prompt, answer=answer

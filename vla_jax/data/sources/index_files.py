@@ -21,9 +21,9 @@ def load_or_build(
     """The table `build()` makes from `files`, from disk if it was made before.
 
     It is kept as `.index-....npy` beside the first file or, if that directory is read-only, under
-    `$XDG_CACHE_HOME/vla_jax` (`~/.cache/vla_jax`). Its name holds a hash of `what` and of the files'
-    paths, sizes and times, so a table of other files is never used. If neither place can be written,
-    the table is built anew each time.
+    `$XDG_CACHE_HOME/vla_jax` (`~/.cache/vla_jax`). Its name holds a hash of `what` and of the
+    files' paths, sizes and times, so a table of other files is never used. If neither place can be
+    written, the table is built anew each time.
     """
     facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     digest = hashlib.sha256(json.dumps([_FORMAT, what, facts]).encode()).hexdigest()[:16]

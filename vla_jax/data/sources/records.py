@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from google.protobuf.message import DecodeError
 
 from vla_jax.data.sources import index_files
@@ -180,11 +180,40 @@ class _TfRecords:
         return np.asarray(spans, np.int64).reshape(-1, 2)
 
 
+def find_feature(features: Any, path: str, *, where: str) -> Any:
+    """The tfds feature at "steps/observation/image". Raises ValueError listing what is there."""
+    node = features
+    for part in path.split("/"):
+        if isinstance(node, (tfds.features.Dataset, tfds.features.Sequence)):
+            node = node.feature
+        if not isinstance(node, tfds.features.FeaturesDict) or part not in node:
+            there = list(node) if isinstance(node, tfds.features.FeaturesDict) else "no such level"
+            raise ValueError(
+                f"{where} has no feature {path!r}: at {part!r} there is {there}; "
+                "describe the data set with another layout"
+            )
+        node = node[part]
+    return node
+
+
+def require_image(features: Any, path: str, *, where: str) -> None:
+    """Raises ValueError unless there is an encoded image [height, width, channels] at `path`."""
+    feature: Any = find_feature(features, path, where=where)
+    shape = feature.shape
+    if not isinstance(feature, tfds.features.Image) or len(shape) != 3:
+        raise ValueError(
+            f"{where}: feature {path} is {type(feature).__name__} of shape {shape}; one "
+            "encoded image [height, width, 3] a step or record is needed: store it as "
+            "tfds.features.Image"
+        )
+
+
 def _dataset_info(name: str, path: pathlib.Path) -> tfds.core.DatasetInfo:
     if not (path / "dataset_info.json").is_file():
         raise FileNotFoundError(
-            f"data set {name!r}: {path} has no dataset_info.json. Give the directory of one version "
-            "of a TFDS data set (.../name/1.0.0), or write one with python -m vla_jax.data.write"
+            f"data set {name!r}: {path} has no dataset_info.json. Give the directory of one "
+            "version of a TFDS data set (.../name/1.0.0), or write one with "
+            "python -m vla_jax.data.write"
         )
     try:
         return tfds.builder_from_directory(path).info

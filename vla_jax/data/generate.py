@@ -1,0 +1,97 @@
+"""Rows of the picture corpus, painted and encoded in parallel. Imports no TensorFlow."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import functools
+import io
+import multiprocessing
+from collections.abc import Iterator
+from typing import Literal, TypedDict
+
+import numpy as np
+from PIL import Image
+
+from vla_jax.corpus.dataset import Corpus
+
+ImageFormat = Literal["png", "jpeg"]
+CHUNK = 64
+
+
+class ImageTextRow(TypedDict):
+    """One image-text sample, ready to be stored."""
+
+    image: bytes  # encoded
+    prompt: str
+    answer: str
+    task: str
+    language: str
+
+
+def encode_image(image: np.ndarray, image_format: ImageFormat) -> bytes:
+    """uint8 [h, w, 3] -> PNG (fast rather than small) or JPEG (quality 95, full colour)."""
+    buffer = io.BytesIO()
+    if image_format == "png":
+        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    else:
+        Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def corpus_rows(
+    split: str,
+    count: int,
+    *,
+    image_size: int = 112,
+    seed: int = 0,
+    workers: int = 2,
+    image_format: ImageFormat = "jpeg",
+) -> Iterator[ImageTextRow]:
+    """Samples 0 .. count - 1 of `Corpus(image_size, seed, split)`, in order.
+
+    Raises RuntimeError if a worker process dies.
+    """
+    make = functools.partial(_make_chunk, split, image_size, seed, image_format)
+    spans = ((first, min(first + CHUNK, count)) for first in range(0, count, CHUNK))
+    # Spawned, because forking a process that runs TensorFlow's threads can hang the child.
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+    try:
+        waiting: collections.deque[concurrent.futures.Future[list[ImageTextRow]]]
+        waiting = collections.deque()
+        for first, last in spans:
+            waiting.append(pool.submit(make, first, last))
+            # A few chunks ahead and no more, so that memory stays small however slow the disk.
+            if len(waiting) >= 4 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    except concurrent.futures.process.BrokenProcessPool as e:
+        raise RuntimeError(f"a worker that painted the {split} pictures died: {e}") from e
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _make_chunk(
+    split: str, image_size: int, seed: int, image_format: ImageFormat, first: int, last: int
+) -> list[ImageTextRow]:
+    corpus = _corpus(image_size, seed, split)
+    rows = []
+    for index in range(first, last):
+        example = corpus.example(index)
+        rows.append(
+            ImageTextRow(
+                image=encode_image(example["image"], image_format),
+                prompt=example["prompt"],
+                answer=example["answer"],
+                task=example["task"],
+                language=example["language"],
+            )
+        )
+    return rows
+
+
+@functools.lru_cache(maxsize=1)
+def _corpus(image_size: int, seed: int, split: str) -> Corpus:
+    return Corpus(image_size, seed, split)
