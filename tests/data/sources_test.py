@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tests.data.examples import LENGTHS, encoded, episode, episodes, pixels, rows
+from vla_jax.actions.spec import end_effector_spec
+from vla_jax.data.sources.episodes import EpisodeLayout, EpisodeSource
+from vla_jax.data.sources.image_text import ImageTextSource
+from vla_jax.data.sources.records import RecordFiles
+from vla_jax.data.tfds_writer import write_episodes
+from vla_jax.text.prompts import robot_prompt
+
+
+def _steps_by_tfds(path, split):
+    """Every step of a split, read by tfds alone."""
+    builder = tfds.builder_from_directory(path)
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        read = builder.as_data_source(split)
+    else:
+        read = tfds.as_numpy(builder.as_dataset(split))
+    return [step for one in read for step in one["steps"]]
+
+
+def test_steps_equal_what_tfds_reads(robot_data, spec):
+    source = EpisodeSource("robot", robot_data)
+    expected = _steps_by_tfds(robot_data, "train")
+    assert len(source) == len(expected) == sum(LENGTHS[:4])
+    assert source.num_episodes == 4
+    assert source.action_spec == spec
+    for index in np.random.default_rng(0).permutation(len(source)).tolist():
+        example, step = source.read(index), expected[index]
+        np.testing.assert_array_equal(pixels(example.images[0]), step["observation"]["image"])
+        np.testing.assert_array_equal(example.action, step["action"][None])
+        assert example.prompt == robot_prompt(step["language_instruction"].decode())
+        assert example.answer is None
+    test = EpisodeSource("robot", robot_data, "test")
+    assert len(test) == LENGTHS[4]
+    assert test.read(0).images == (encoded(400),)
+
+
+def test_images_stay_the_bytes_that_were_written(robot_data, web_data):
+    source = EpisodeSource("robot", robot_data)
+    assert [source.locate(i) for i in (0, 2, 3, 8, 9, 12)] == [
+        (0, 0), (0, 2), (1, 0), (2, 0), (3, 0), (3, 3),
+    ]  # fmt: skip
+    assert source.read(3).images[0] == episode(1, 5)["images"]["image"][0]
+    web = ImageTextSource("web", web_data)
+    assert [web.read(i).images[0] for i in range(40)] == [r["image"] for r in rows("train", 40)]
+
+
+def test_image_text_equals_what_tfds_reads(web_data):
+    source = ImageTextSource("web", web_data, "test")
+    read = tfds.builder_from_directory(web_data).as_data_source("test")
+    assert len(source) == len(read) == 5
+    for index, row in enumerate(read):
+        example = source.read(index)
+        assert (example.prompt, example.answer) == (row["prompt"].decode(), row["answer"].decode())
+        np.testing.assert_allclose(pixels(example.images[0]), row["image"])
+        assert source.texts(index)["task"] == "point"
+        assert source.texts(index)["language"] == "en"
+
+
+def test_the_cache_is_bounded_and_changes_nothing(robot_data):
+    cached, uncached = (
+        EpisodeSource("robot", robot_data),
+        EpisodeSource("r", robot_data, cache_mib=0),
+    )
+    for index in [*range(len(cached)), *reversed(range(len(cached)))]:
+        a, b = cached.read(index), uncached.read(index)
+        assert a.images == b.images
+        np.testing.assert_array_equal(a.action, b.action)
+    assert len(uncached._cache) == 0 and uncached._cache_left == 0
+    assert len(cached._cache) == 4
+    held = sum(e.num_bytes for e in cached._cache.values())
+    assert cached._cache_left == 256 * 2**20 - held
+
+
+def test_the_step_index_is_built_once(robot_data, monkeypatch):
+    EpisodeSource("robot", robot_data)
+    assert list(robot_data.glob(".index-*.npy"))
+
+    def never(*_):
+        raise AssertionError("the index was built again")
+
+    monkeypatch.setattr(RecordFiles, "parse", never)
+    assert len(EpisodeSource("robot", robot_data)) == 13
+
+
+def test_the_index_of_read_only_data_goes_to_the_cache_directory(robot_data, tmp_path, monkeypatch):
+    data = shutil.copytree(robot_data, tmp_path / "data", ignore=shutil.ignore_patterns(".index-*"))
+    replace = os.replace
+
+    def refuse_beside_the_data(source, target):
+        if str(target).startswith(str(data)):
+            raise PermissionError("read-only")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_beside_the_data)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert len(EpisodeSource("robot", data)) == 13
+    assert list((tmp_path / "cache/vla_jax").glob(".index-*.npy"))
+    assert not list(data.glob(".index-*"))
+
+
+def test_another_layout_reads_another_robots_data(tmp_path, spec):
+    """Several cameras, an action in parts, an instruction in the observation."""
+    path = tmp_path / "arm/0.1.0"
+    features = tfds.features.FeaturesDict(
+        {
+            "steps": tfds.features.Dataset(
+                {
+                    "observation": {
+                        "front": tfds.features.Image(shape=(32, 32, 3), encoding_format="jpeg"),
+                        "wrist": tfds.features.Image(shape=(None, None, 3)),
+                        "text": tfds.features.Text(),
+                    },
+                    "action": {
+                        "world_vector": tfds.features.Tensor(shape=(3,), dtype=np.float32),
+                        "open": tfds.features.Scalar(np.bool_),
+                    },
+                }
+            )
+        }
+    )
+    steps = [
+        {
+            "observation": {
+                "front": encoded(t, "JPEG"), "wrist": encoded(50 + t, size=20), "text": "wave"
+            },
+            "action": {"world_vector": np.full(3, 0.01 * t, np.float32), "open": t == 1},
+        }
+        for t in range(3)
+    ]  # fmt: skip
+    path.mkdir(parents=True)
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity("arm", tfds.core.Version("0.1.0"), path, ""),
+        features=features,
+    )
+    writer = tfds.core.SequentialWriter(info, 10)
+    writer.initialize_splits(["train"])
+    writer.add_examples({"train": [{"steps": steps}]})
+    writer.close_all()
+
+    def convert(parts):
+        move, opened = parts["steps/action/world_vector"], parts["steps/action/open"]
+        still = np.zeros((len(move), 3))
+        terminate = np.arange(len(move)) == len(move) - 1
+        return np.concatenate([terminate[:, None], move, still, 1 - opened[:, None]], axis=1)
+
+    layout = EpisodeLayout(
+        images=("steps/observation/front", "steps/observation/wrist"),
+        instruction="steps/observation/text",
+        actions=("steps/action/world_vector", "steps/action/open"),
+        convert=convert,
+        spec=spec,
+    )
+    example = EpisodeSource("arm", path, layout=layout).read(1)
+    assert example.images == (encoded(1, "JPEG"), encoded(51, size=20))
+    assert example.prompt == robot_prompt("wave")
+    np.testing.assert_allclose(example.action, [[0, 0.01, 0.01, 0.01, 0, 0, 0, 0]])
+
+    with pytest.raises(ValueError, match="does not say what its actions mean"):
+        EpisodeSource("arm", path, layout=EpisodeLayout(
+            images=layout.images, instruction=layout.instruction, actions=layout.actions,
+        ))  # fmt: skip
+    with pytest.raises(ValueError, match=r"'arm'.*no feature 'steps/observation/image'.*front"):
+        EpisodeSource("arm", path)
+    with pytest.raises(ValueError, match="observation/text is Text of shape"):
+        EpisodeSource("arm", path, layout=EpisodeLayout(images=("steps/observation/text",)))
+
+
+def test_another_action_spec_is_refused(robot_data):
+    other = end_effector_spec("test", max_position_m=0.02, max_rotation_rad=0.1, control_hz=5)
+    with pytest.raises(ValueError, match=r"data set 'robot'.*\n.*dimensions: this run has"):
+        EpisodeSource("robot", robot_data, expected_spec=other)
+    with pytest.raises(ValueError, match="its EpisodeLayout"):
+        EpisodeSource("robot", robot_data, layout=EpisodeLayout(spec=other))
+
+
+def _rewrite(path, spec, change):
+    """A data set whose episode 1 is changed past the writer's own checks."""
+
+    def serialize(row):
+        features = row.features.feature
+        change(features)
+
+    write_episodes(episodes(), path, spec, name="robot", description="", file_format="tfrecord")
+    file = next(path.glob("*train*"))
+    records = [r.numpy() for r in tf.data.TFRecordDataset(str(file))]
+    example = tf.train.Example.FromString(records[1])
+    serialize(example)
+    records[1] = example.SerializeToString()
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for record in records:
+            writer.write(record)
+
+
+def test_nan_action_names_data_set_episode_and_step(tmp_path, spec):
+    def change(features):
+        features["steps/action"].float_list.value[2 * 8 + 3] = float("nan")
+
+    _rewrite(tmp_path / "d", spec, change)
+    source = EpisodeSource("robot", tmp_path / "d")
+    source.read(0)
+    with pytest.raises(ValueError, match=r"'robot'.*\(episode 1\) step 2 .*repair.*position_z"):
+        source.read(3)
+
+
+def test_empty_instruction_names_data_set_episode_and_step(tmp_path, spec):
+    def change(features):
+        features["steps/language_instruction"].bytes_list.value[4] = b"  "
+
+    _rewrite(tmp_path / "d", spec, change)
+    with pytest.raises(ValueError, match=r"'robot'.*\(episode 1\) step 4.*empty instruction"):
+        EpisodeSource("robot", tmp_path / "d").read(3)
+
+
+def test_steps_of_different_number_are_named(tmp_path, spec):
+    def change(features):
+        features["steps/action"].float_list.value.pop()
+
+    _rewrite(tmp_path / "d", spec, change)
+    with pytest.raises(ValueError, match=r"\(episode 1\): steps/action has 39 numbers for 5 steps"):
+        EpisodeSource("robot", tmp_path / "d").read(3)
+
+
+def test_missing_data_is_named(tmp_path, robot_data):
+    with pytest.raises(FileNotFoundError, match=r"'robot'.*no dataset_info.json.*data.write"):
+        EpisodeSource("robot", tmp_path / "nothing")
+    with pytest.raises(ValueError, match="no split 'val'; it has test, train"):
+        EpisodeSource("robot", robot_data, "val")
+    copy = shutil.copytree(robot_data, tmp_path / "copy")
+    next(copy.glob("*train*-00000")).unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 1 files are missing"):
+        EpisodeSource("robot", copy)
+    (copy / "features.json").write_text("{")
+    with pytest.raises(ValueError, match=r"'robot' in .* cannot be opened by tfds"):
+        EpisodeSource("robot", copy)
+
+
+def test_index_out_of_range(robot_data, web_data):
+    source = EpisodeSource("robot", robot_data)
+    for index in (-1, len(source)):
+        with pytest.raises(IndexError, match="'robot', which has 13"):
+            source.read(index)
+    with pytest.raises(IndexError, match="'web', which has 40"):
+        ImageTextSource("web", web_data).read(40)
+
+
+def test_a_truncated_file_is_named(tmp_path, robot_data):
+    copy = shutil.copytree(robot_data, tmp_path / "copy", ignore=shutil.ignore_patterns(".index*"))
+    file = next(copy.glob("*train*"))
+    os.truncate(file, file.stat().st_size - 3000)
+    with pytest.raises(ValueError, match=f"'robot', {file} record"):
+        EpisodeSource("robot", copy).read(0)
+
+
+def test_a_damaged_record_is_named(tmp_path, robot_data):
+    copy = shutil.copytree(robot_data, tmp_path / "copy", ignore=shutil.ignore_patterns(".index*"))
+    file = next(copy.glob("*train*"))
+    records = RecordFiles("robot", copy, "train")
+    raw = bytearray(file.read_bytes())
+    if records.info.file_format == tfds.core.FileFormat.TFRECORD:
+        start = 16 + struct.unpack("<Q", raw[:8])[0]  # the second record
+        raw[start + 12 : start + 20] = b"\xff" * 8
+    else:
+        start = raw.index(encoded(100))
+        raw[start : start + 100] = bytes(100)
+    file.write_bytes(raw)
+    damaged = RecordFiles("robot", copy, "train")
+    damaged.parse(0)
+    with pytest.raises(ValueError, match=f"'robot', {file} record 1 "):
+        damaged.parse(1)
