@@ -23,22 +23,25 @@ from pathlib import Path
 import numpy as np
 
 from vla_jax.corpus.dataset import Corpus
+from vla_jax.data.packing import pack_row
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.types import Batch, Example
 
-MAX_TOKENS, MAX_ANSWER_TOKENS = 48, 16
+MAX_TOKENS, MAX_ANSWER_TOKENS = 40, 10
+ROW_TOKENS, ROW_LOSS_TOKENS, QUESTIONS = 72, 32, 7
 SLOTS_PER_WORKER = 2
 
 
 def _layout(batch_size: int, image_size: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    rows = (batch_size, MAX_TOKENS)
+    rows = (batch_size, ROW_TOKENS)
     return {
         "images": ((batch_size, 1, image_size, image_size, 3), np.dtype(np.uint8)),
         "tokens": (rows, np.dtype(np.int32)),
         "attend_causal": (rows, np.dtype(bool)),
         "in_loss": (rows, np.dtype(bool)),
         "valid": (rows, np.dtype(bool)),
+        "segment": (rows, np.dtype(np.int32)),
         "source": ((batch_size,), np.dtype(np.int32)),
     }
 
@@ -53,7 +56,9 @@ def _views(buffer: memoryview, batch_size: int, image_size: int) -> dict[str, np
 
 def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> None:
     """Worker process: makes batches start + worker, + workers, ... into its own slots."""
-    corpus = Corpus(args.image_size, seed=args.seed, split="train")
+    corpus = Corpus(
+        args.image_size, seed=args.seed, split="train", background_share=args.background_share
+    )
     builder = SequenceBuilder(
         Vocabulary(), None, max_tokens=MAX_TOKENS, max_answer_tokens=MAX_ANSWER_TOKENS
     )
@@ -62,11 +67,14 @@ def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> N
     for number in range(start + worker, args.steps, workers):
         slot = free.get()
         for row in range(args.batch_size):
-            sample = corpus.example(number * args.batch_size + row)
-            built = builder.build(
-                Example((sample["image"],), sample["prompt"], sample["answer"])
+            image, texts = corpus.questions(number * args.batch_size + row, QUESTIONS)
+            built = pack_row(
+                builder,
+                [Example((image,), prompt, answer) for prompt, answer in texts],
+                length=ROW_TOKENS,
+                max_loss_tokens=ROW_LOSS_TOKENS,
             )
-            views[slot]["images"][row, 0] = sample["image"]
+            views[slot]["images"][row, 0] = image
             views[slot]["source"][row] = 0
             for key, value in built.items():
                 views[slot][key][row] = value
@@ -138,13 +146,15 @@ def _integers(text: str) -> np.ndarray | None:
     return np.asarray([int(p) for p in parts])
 
 
-def evaluate(params, model_config, builder: SequenceBuilder, count: int, seed: int) -> dict:
+def evaluate(params, model_config, builder: SequenceBuilder, args) -> dict:
     """Exact match per task on held-out pictures; pointing distance in 1/256 of the image."""
     from vla_jax.decoding.policy import Policy
 
     policy = Policy(params, model_config, builder, batch_size=250)
-    corpus = Corpus(model_config.image_size, seed=seed, split="test")
-    samples = [corpus.example(i) for i in range(count)]
+    corpus = Corpus(
+        args.image_size, seed=args.seed, split="test", background_share=args.background_share
+    )
+    samples = [corpus.example(i) for i in range(args.test_examples)]
     questions = [s["prompt"].removeprefix("Q: ").removesuffix(" A:") for s in samples]
     answers = policy.answer(np.stack([s["image"] for s in samples]), questions)
     scores: dict[str, list[float]] = {}
@@ -181,6 +191,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=512)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--compute_dtype", default="float32")
+    parser.add_argument("--background_share", type=float, default=0.05)
+    parser.add_argument("--warmup_steps", type=int, default=500)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--test_examples", type=int, default=4000)
@@ -192,9 +204,10 @@ def main() -> None:
         args.preset,
         image_size=args.image_size,
         compute_dtype=args.compute_dtype,
+        image_sees_text=False,
         unroll_layers=True,
     )
-    optimizer_config = OptimizerConfig(args.learning_rate, warmup_steps=1000, weight_decay=1e-4)
+    optimizer_config = OptimizerConfig(args.learning_rate, warmup_steps=args.warmup_steps, weight_decay=1e-4)
     optimizer = make_optimizer(optimizer_config, args.steps)
     mesh = make_mesh(MeshConfig())
     init = make_init(model_config, optimizer, args.seed)
@@ -218,7 +231,7 @@ def main() -> None:
         optimizer,
         shardings,
         mesh,
-        max_answer_tokens=MAX_ANSWER_TOKENS,
+        max_answer_tokens=ROW_LOSS_TOKENS,
         num_sources=1,
     )
     stop = min(args.stop_at or args.steps, args.steps)
@@ -249,7 +262,7 @@ def main() -> None:
         batches.close()
     state = pickle.loads(saved.read_bytes())
     save_params(args.out / "vlm.npz", state["params"], "float16")
-    figures = evaluate(state["params"], model_config, builder, args.test_examples, args.seed)
+    figures = evaluate(state["params"], model_config, builder, args)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     card = {
         "made_by": "tools/train_vlm.py",

@@ -40,17 +40,25 @@ class Corpus:
       image_size: side of the square images, pixels.
       seed: another seed is another corpus.
       split: "train" and "test" differ in every scene; concepts are the same.
+      background_share: how much of the pictures is the long tail of all other emoji; a small model
+        on a small budget learns the curated ones better with less of it.
 
     Raises ValueError for an unknown split or images under 32 pixels.
     """
 
-    def __init__(self, image_size: int = 112, seed: int = 0, split: str = "train"):
+    def __init__(
+        self,
+        image_size: int = 112,
+        seed: int = 0,
+        split: str = "train",
+        background_share: float = 0.3,
+    ):
         _require_split(split)
         if image_size < 32:
             raise ValueError(f"image_size {image_size} is too small to show pictures: use >= 32")
         self.image_size, self.seed, self.split = image_size, seed, split
         self._bank = PictureBank()
-        self._maker = QuestionMaker(self._bank, image_size)
+        self._maker = QuestionMaker(self._bank, image_size, background_share)
         self._painter = Painter(self._bank)
         self._easy_vqa = EasyVqa(split, image_size)
 
@@ -61,6 +69,20 @@ class Corpus:
             return self._easy_vqa.example(rng.randrange(len(self._easy_vqa)))
         sample = self._maker.make(rng)
         return self._painted(sample, rng)
+
+    def questions(self, index: int, count: int) -> tuple[np.ndarray, list[tuple[str, str]]]:
+        """`example(index)` with more questions about the same picture.
+
+        Returns the image, uint8 [S, S, 3], and up to `count` different (prompt, answer) pairs.
+        """
+        rng = self._rng(index)
+        if rng.random() < EASY_VQA_SHARE:
+            return self._easy_vqa.questions(rng.randrange(len(self._easy_vqa)), count)
+        sample = self._maker.make(rng)
+        image = self._painter.paint(sample.scene, rng)
+        more = self._maker.make_about(sample.scene, count, rng)
+        texts = {s.prompt: s.answer for s in (sample, *more)}
+        return image, list(texts.items())[:count]
 
     def task_example(self, task: str, index: int) -> CorpusExample:
         """Like `example` for one task of `questions.TASK_WEIGHTS`; its own scenes."""
@@ -123,6 +145,14 @@ class EasyVqa:
         return CorpusExample(
             image=np.array(image), prompt=prompt, answer=answer, task="easy_vqa", language="en"
         )
+
+
+    def questions(self, index: int, count: int) -> tuple[np.ndarray, list[tuple[str, str]]]:
+        """Question `index` with up to `count` - 1 others about its picture."""
+        table = _easy_vqa_questions(self.split)
+        same = [i for i in range(len(table)) if table[i][2] == table[index][2] and i != index]
+        texts = [self.text(i) for i in (index, *same[: count - 1])]
+        return self.example(index)["image"], texts
 
 
 @functools.cache

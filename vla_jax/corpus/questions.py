@@ -84,12 +84,16 @@ def relation(source: Placed, target: Placed, size: int) -> str | None:
 class QuestionMaker:
     """Draws scenes and questions. Everything random comes from the `random.Random` passed in."""
 
-    def __init__(self, bank: PictureBank, size: int):
+    def __init__(self, bank: PictureBank, size: int, background_share: float = 0.3):
         self.bank = bank
         self.size = size
+        self.background_share = background_share
         everything = (*bank.concepts("robot"), *bank.concepts("web_only"))
         self._curated = [bank.concepts("robot"), bank.concepts("web_only")]
-        self._background = bank.concepts("background")
+        # Names like "st. helena ascension & tristan da cunha flag" make prompts of 36 tokens.
+        self._background = [
+            key for key in bank.concepts("background") if len(bank.name(key, "en")) <= 24
+        ]
         self._numbers = tuple(k for k in everything if bank.value(k) is not None)
         categories: dict[str, list[str]] = {}
         for key in everything:
@@ -115,11 +119,23 @@ class QuestionMaker:
                 return sample
         raise ValueError(f"no scene found for task {task!r} at {self.size} px")
 
+    def make_about(self, scene: Scene, count: int, rng: random.Random) -> list[Sample]:
+        """Up to `count` different questions about one given scene."""
+        asker = _SceneAsker(self, scene)
+        kinds = [task for task in _ABOUT_ANY if len(scene.objects) > 1 or task not in _ABOUT_SEVERAL]
+        weights = [TASK_WEIGHTS[task] for task in kinds]
+        found: dict[str, Sample] = {}
+        for task in rng.choices(kinds, weights, k=3 * count):
+            sample = _TASKS[task](asker, rng)
+            if sample is not None and len(found) < count:
+                found.setdefault(sample.prompt, sample)
+        return list(found.values())
+
     def key(self, rng: random.Random) -> str:
-        """A concept: 70% robot or web-only, 30% of the background."""
-        if rng.random() < 0.7:
-            return rng.choice(rng.choice(self._curated))
-        return rng.choice(self._background)
+        """A concept: of the background with `background_share`, else robot or web-only."""
+        if rng.random() < self.background_share:
+            return rng.choice(self._background)
+        return rng.choice(rng.choice(self._curated))
 
     def keys(self, rng: random.Random, count: int, fixed: Sequence[str] = ()) -> list[str]:
         """`count` different concepts; `fixed` come first and may repeat."""
@@ -144,6 +160,17 @@ class QuestionMaker:
         self, scene: Scene, task: str, question: str, answer: str, language: str = "en"
     ) -> Sample:
         return Sample(scene, task, language, question_prompt(question), answer)
+
+
+class _SceneAsker(QuestionMaker):
+    """A maker whose scenes are always the given one."""
+
+    def __init__(self, maker: QuestionMaker, scene: Scene):
+        self.__dict__.update(maker.__dict__)
+        self._scene = scene
+
+    def scene(self, rng: random.Random, low: int = 1, high: int = 5, **options) -> Scene:
+        return self._scene
 
 
 def _point(maker: QuestionMaker, rng: random.Random) -> Sample:
@@ -414,3 +441,10 @@ TASK_WEIGHTS = {
 
 _TASK_NAMES = tuple(TASK_WEIGHTS)
 _CUMULATIVE = [sum(list(TASK_WEIGHTS.values())[: i + 1]) for i in range(len(TASK_WEIGHTS))]
+
+_ABOUT_ANY = (
+    *("point", "point_mat", "detect", "offset", "which", "relation", "name_at", "caption"),
+    *("color", "present"),
+)
+_ABOUT_SEVERAL = ("offset", "which", "relation", "name_at")
+"""Tasks that can ask about any scene, and those of them that need two objects."""

@@ -11,13 +11,27 @@ RematPolicy = Literal["none", "full", "dots"]
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
-    """Vision transformer: pre-norm blocks, learned position embedding, no class token."""
+    """Vision transformer: pre-norm blocks, learned position embedding, no class token.
+
+    With a `stem` the patch is embedded by small strided convolutions instead of one linear map
+    (arXiv 2106.14881): a 4 x 4 one to `stem[0]` channels, then 3 x 3 ones of stride 2 to the
+    others and to the width. What a convolution learns at one place holds at every other, which is
+    what a model needs that sees 10^5 pictures and not 10^9.
+    """
 
     width: int
     depth: int
     mlp_dim: int
     num_heads: int
     patch_size: int
+    stem: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.stem and self.patch_size != 4 * 2 ** len(self.stem):
+            raise ValueError(
+                f"a stem of {len(self.stem)} layers makes patches of {4 * 2 ** len(self.stem)} "
+                f"pixels, not {self.patch_size}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +52,10 @@ PRESETS: dict[str, tuple[VitConfig, DecoderConfig]] = {
     # For tests: compiles and steps in a second or two.
     "tiny": (VitConfig(32, 2, 64, 2, 14), DecoderConfig(32, 2, 64, 2, 1, 16, 4096)),
     # The laptop demo's model, and the shape of the small web-trained VLM that ships with the code.
-    "demo": (VitConfig(192, 4, 768, 6, 16), DecoderConfig(128, 4, 512, 4, 1, 32, 4096)),
+    "demo": (
+        VitConfig(128, 4, 512, 4, 16, stem=(48, 96)),
+        DecoderConfig(128, 4, 512, 4, 1, 32, 4096),
+    ),
     # PaliGemma 3B (arXiv 2407.07726): SigLIP So400m/14 and Gemma 2B.
     "paligemma_3b": (
         VitConfig(1152, 27, 4304, 16, 14),
@@ -55,6 +72,8 @@ class ModelConfig:
       preset: a name in `PRESETS`.
       image_size: height and width of each view in pixels; a multiple of the patch size.
       num_views: images per example.
+      image_sees_text: image tokens attend to the prompt, as in PaliGemma. Without it they are the
+        same whatever is asked, so several questions can share one picture (packed rows).
       compute_dtype: dtype of activations and matrix products. Parameters, softmax, norms and the
         loss stay float32.
       remat: what the backward pass recomputes: nothing, everything but block inputs ("full"), or
@@ -66,6 +85,7 @@ class ModelConfig:
     preset: str
     image_size: int = 224
     num_views: int = 1
+    image_sees_text: bool = True
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: RematPolicy = "none"
     unroll_layers: bool = False

@@ -31,6 +31,30 @@ class PatchEmbedding(nn.Module):
         return project(patches, kernel, num_in=3) + bias.astype(images.dtype)
 
 
+class Convolution(nn.Module):
+    """Strided convolution with bias: 4 x 4 / 4 on pixels, 3 x 3 / 2 (padded by 1) after it."""
+
+    features: int
+    size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, c] -> [B, h / stride, w / stride, features]."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2)), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        pad = 0 if self.size == self.stride else 1
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel.astype(x.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + bias.astype(x.dtype)
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention with biases."""
 
@@ -85,7 +109,7 @@ class Vit(nn.Module):
         """[B, h, w, 3] in [-1, 1] -> [B, P, D of the decoder]."""
         config, vit = self.config, self.config.vit
         dtype = jnp.dtype(config.compute_dtype)
-        x = PatchEmbedding(vit.width, vit.patch_size, name="embedding")(images.astype(dtype))
+        x = self._embed(images.astype(dtype))
         position = self.param(
             "pos_embedding",
             nn.initializers.normal(vit.width**-0.5),
@@ -93,3 +117,15 @@ class Vit(nn.Module):
         )
         x = Encoder(config, name="Transformer")(x + position.astype(dtype))
         return Dense((config.decoder.width,), name="head")(x)
+
+    def _embed(self, x: jax.Array) -> jax.Array:
+        vit = self.config.vit
+        if not vit.stem:
+            return PatchEmbedding(vit.width, vit.patch_size, name="embedding")(x)
+        for i, features in enumerate(vit.stem):
+            size, stride = (4, 4) if i == 0 else (3, 2)
+            x = nn.gelu(LayerNorm(name=f"stem_norm_{i}")(
+                Convolution(features, size, stride, name=f"stem_{i}")(x)
+            ))
+        x = Convolution(vit.width, 3, 2, name="embedding")(x)
+        return x.reshape(x.shape[0], -1, vit.width)

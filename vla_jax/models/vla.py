@@ -29,13 +29,20 @@ class Vla(nn.Module):
         self.llm = Decoder(self.config)
 
     def __call__(
-        self, images: jax.Array, tokens: jax.Array, attend_causal: jax.Array, valid: jax.Array
+        self,
+        images: jax.Array,
+        tokens: jax.Array,
+        attend_causal: jax.Array,
+        valid: jax.Array,
+        segment: jax.Array | None = None,
     ) -> jax.Array:
         """The training forward.
 
         Args:
           images: uint8 [B, views, h, w, 3].
           tokens: int32 [B, T]; attend_causal, valid: bool [B, T].
+          segment: int32 [B, T], for rows that pack several texts about the same images: 1, 2, ...
+            in order. Each text sees the images and itself, as if it stood alone.
 
         Returns:
           Hidden states of the text positions [B, T, D], before the logits.
@@ -44,8 +51,20 @@ class Vla(nn.Module):
         offset = x.shape[1]
         x = jnp.concatenate([x, self.llm.embed(tokens)], axis=1)
         seen = jnp.concatenate([seen, valid], axis=1)
-        causal = jnp.pad(attend_causal, ((0, 0), (offset, 0)))
-        hidden, _ = self.llm(x, _positions(seen), prefix_lm_mask(seen, causal))
+        positions = _positions(seen)
+        starts = jnp.arange(x.shape[1]) == offset
+        if segment is not None:
+            if self.config.image_sees_text:
+                raise ValueError("packed rows need a model with image_sees_text=False")
+            first = jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0)))
+            starts = starts | jnp.pad(first, ((0, 0), (offset, 0)))
+            begun = jax.lax.cummax(jnp.where(starts, positions, 0), axis=1)
+            positions = jnp.where(begun > 0, positions - begun + offset, positions)
+        mask = self._mask(seen, jnp.pad(attend_causal, ((0, 0), (offset, 0))), starts)
+        if segment is not None:
+            segment = jnp.pad(segment, ((0, 0), (offset, 0)))  # 0: the images
+            mask &= (segment[:, None] == segment[:, :, None]) | (segment[:, None] == 0)
+        hidden, _ = self.llm(x, positions, mask)
         return hidden[:, offset:]
 
     def logits(self, hidden: jax.Array, rows: jax.Array | None = None) -> jax.Array:
@@ -68,8 +87,10 @@ class Vla(nn.Module):
         cache = empty_cache(self.config, x.shape[0], length + max_new_tokens)
         positions = _positions(seen)
         last = length - 1 - jnp.argmax(seen[:, ::-1], axis=1)
+        starts = jnp.arange(length) == length - tokens.shape[1]
+        mask = self._mask(seen, jnp.zeros_like(seen), starts)
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, max_new_tokens)))
         seen = jnp.pad(seen, ((0, 0), (0, max_new_tokens)))
-        mask = jnp.broadcast_to(seen[:, None, :], (x.shape[0], length, seen.shape[1]))
         hidden, cache = self.llm(x, positions, mask, cache, 0)
         return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], cache, seen
 
@@ -86,6 +107,12 @@ class Vla(nn.Module):
             self.llm.embed(tokens[:, None]), positions, seen[:, None, :], cache, start
         )
         return hidden[:, 0], cache, seen
+
+    def _mask(self, seen: jax.Array, causal: jax.Array, starts: jax.Array) -> jax.Array:
+        """Who sees whom, bool [B, T, T]; `starts` marks the first position of each text."""
+        if not self.config.image_sees_text:
+            causal = causal | starts
+        return prefix_lm_mask(seen, causal)
 
     def _image_tokens(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         b, views, h, w, c = images.shape

@@ -17,7 +17,7 @@ MESH_AXIS = {"D": "fsdp", "F": "tensor", "N": "tensor", "V": "tensor"}
 # (name pattern, logical axes). "." is an axis that is never split; norms and biases are too small
 # to be worth a collective and stay whole.
 _RULES: tuple[tuple[str, str], ...] = (
-    (r"img/embedding/kernel", "...D"),
+    (r"img/(embedding|stem_\d)/kernel", "...D"),
     (r"img/pos_embedding", "..D"),
     (r"img/Transformer/encoderblock/MultiHeadDotProductAttention_0/(query|key|value)/kernel", ".DN."),
     (r"img/Transformer/encoderblock/MultiHeadDotProductAttention_0/out/kernel", ".N.D"),

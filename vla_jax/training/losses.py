@@ -14,8 +14,8 @@ def answer_logits(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Logits only where there is loss.
 
-    A row's answer is contiguous, so its K = max_answer_tokens positions are gathered before the
-    vocabulary product: no [B, T, V] array exists.
+    The K = max_answer_tokens loss positions of a row are gathered before the vocabulary product:
+    no [B, T, V] array exists.
 
     Returns:
       logits float32 [B, K, V], target int32 [B, K], in_loss bool [B, K].
@@ -26,13 +26,12 @@ def answer_logits(
         batch["tokens"],
         batch["attend_causal"],
         batch["valid"],
+        batch.get("segment"),
     )
-    first = jnp.argmax(batch["in_loss"], axis=1)
-    position = first[:, None] + jnp.arange(max_answer_tokens)
-    inside = position < batch["tokens"].shape[1]
-    position = jnp.where(inside, position, 0)
+    # A stable sort brings the positions with loss to the front, in order.
+    position = jnp.argsort(~batch["in_loss"], axis=1, stable=True)[:, :max_answer_tokens]
     target = jnp.take_along_axis(batch["tokens"], position, axis=1)
-    in_loss = jnp.take_along_axis(batch["in_loss"], position, axis=1) & inside
+    in_loss = jnp.take_along_axis(batch["in_loss"], position, axis=1)
     # The position before a token predicts it; the first answer token follows a prompt of >= 1.
     before = jnp.maximum(position - 1, 0)
     hidden = jnp.take_along_axis(hidden, before[..., None], axis=1)

@@ -1,0 +1,234 @@
+"""Config -> objects. The only place that knows every package."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from vla_jax import schema
+from vla_jax.actions.spec import ActionSpec
+from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.checkpoints.manager import CheckpointMeta, Checkpoints
+from vla_jax.checkpoints.params_file import load_params
+from vla_jax.config import Config
+from vla_jax.data.loader import Loader, open_source
+from vla_jax.data.mixture import DataConfig, Mixture
+from vla_jax.data.sequence import SequenceBuilder
+from vla_jax.data.sources.base import Source
+from vla_jax.decoding.policy import Policy
+from vla_jax.models.presets import ModelConfig
+from vla_jax.models.vla import init_params
+from vla_jax.sharding.mesh import MeshConfig, make_mesh
+from vla_jax.text.vocabulary import Vocabulary
+from vla_jax.training.optimizer import make_optimizer
+from vla_jax.training.step import TrainState, make_init, state_shardings
+from vla_jax.types import Params
+
+# Keys that may differ between a checkpoint and the run that resumes it: they change neither the
+# samples nor the update. `train.steps` may grow, to train on (a schedule that decays to the last
+# step then decays to the new one).
+_MAY_CHANGE = (
+    "train.steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.init_from",
+    "model.remat",
+    "model.unroll_layers",
+    "mesh",
+    "data.threads",
+    "data.prefetch",
+    "evaluation",
+)
+
+
+def make_builder(data: DataConfig, vocabulary: Vocabulary, spec: ActionSpec | None):
+    """The SequenceBuilder of a config; `spec` is that of its robot data, if it has any."""
+    tokenizer = None if spec is None else UniformTokenizer(spec, vocabulary.action_ids)
+    return SequenceBuilder(
+        vocabulary,
+        tokenizer,
+        max_tokens=data.max_tokens,
+        max_answer_tokens=data.max_answer_tokens,
+    )
+
+
+def open_sources(data: DataConfig, split: str | None = None) -> dict[str, Source]:
+    """Opens every source with weight > 0, by name; `split` replaces the configured one.
+
+    Raises ValueError if two robot data sets have different ActionSpecs.
+    """
+    sources: dict[str, Source] = {}
+    spec: ActionSpec | None = None
+    for name, config in data.sources.items():
+        if config.weight == 0:
+            continue
+        source = open_source(name, config, split=split, expected_spec=spec)
+        sources[name] = source
+        spec = spec or source.action_spec
+    return sources
+
+
+def action_spec_of(sources: dict[str, Source]) -> ActionSpec | None:
+    return next((s.action_spec for s in sources.values() if s.action_spec is not None), None)
+
+
+@dataclasses.dataclass
+class TrainingRun:
+    """What `train` needs, built from a config."""
+
+    config: Config
+    mesh: Mesh
+    mixture: Mixture
+    sources: dict[str, Source]
+    builder: SequenceBuilder
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    shardings: TrainState
+
+    def loader(self, start_step: int) -> Loader:
+        config = self.config
+        return Loader(
+            self.mixture,
+            self.sources,
+            self.builder,
+            batch_size=config.train.batch_size,
+            image_size=config.model.image_size,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+        )
+
+    def meta(self, step: int) -> CheckpointMeta:
+        return CheckpointMeta(
+            step=step,
+            next_sample=step * self.config.train.batch_size,
+            config=schema.to_plain(self.config),
+            action_spec=action_spec_of(self.sources),
+            vocabulary=self.builder.vocabulary.digest,
+        )
+
+    def fresh_state(self) -> TrainState:
+        """New parameters, or those of `train.init_from`, with a new optimizer state."""
+        config = self.config
+        init = make_init(config.model, self.optimizer, config.train.seed)
+        if not config.train.init_from:
+            return jax.jit(init, out_shardings=self.shardings)()
+        params = load_initial_params(config.train.init_from, config.model)
+
+        def start(params: Params) -> TrainState:
+            return {**init(), "params": params, "opt": self.optimizer.init(params)}
+
+        return jax.jit(start, out_shardings=self.shardings)(params)
+
+    def restored_state(self, checkpoints: Checkpoints) -> TrainState:
+        """The newest checkpoint's state. Raises ValueError if it is of another config."""
+        meta = checkpoints.meta()
+        require_same_config(meta, self.meta(meta.step), where=str(checkpoints.directory))
+        return checkpoints.restore(self.abstract, self.shardings)
+
+
+def build_training(config: Config) -> TrainingRun:
+    """Everything but the state. Raises ValueError or FileNotFoundError for what the config asks."""
+    mesh = make_mesh(config.mesh)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.train.batch_size % rows:
+        raise ValueError(
+            f"train.batch_size {config.train.batch_size} does not divide over {rows} devices "
+            "(mesh data x fsdp)"
+        )
+    sources = open_sources(config.data)
+    weights = {name: config.data.sources[name].weight for name in sources}
+    sizes = {name: len(source) for name, source in sources.items()}
+    vocabulary = Vocabulary(expected_size=config.model.decoder.vocab_size)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    init = make_init(config.model, optimizer, config.train.seed)
+    abstract = jax.eval_shape(init)
+    return TrainingRun(
+        config=config,
+        mesh=mesh,
+        mixture=Mixture(weights, sizes, config.data.seed),
+        sources=sources,
+        builder=make_builder(config.data, vocabulary, action_spec_of(sources)),
+        optimizer=optimizer,
+        abstract=abstract,
+        shardings=state_shardings(abstract, optimizer, mesh),
+    )
+
+
+def load_initial_params(path: str, model: ModelConfig) -> Params:
+    """Parameters from a `.npz` file, or from the newest checkpoint of a run directory."""
+    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    if path.endswith(".npz"):
+        return load_params(path, like)
+    if not (Path(path) / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"train.init_from {path!r} is neither a .npz file nor a run directory with checkpoints/"
+        )
+    return _restore_params(path, like)
+
+
+def _restore_params(workdir: str, like: Params) -> Params:
+    mesh = make_mesh(MeshConfig())
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    with Checkpoints(workdir) as checkpoints:
+        shardings = jax.tree.map(lambda _: whole, like)
+        return checkpoints.restore({"params": like}, {"params": shardings})["params"]
+
+
+def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, CheckpointMeta, Config]:
+    """The policy of a run's newest checkpoint.
+
+    Raises:
+      FileNotFoundError: no checkpoint there.
+      ValueError: the vocabulary is not the one it was trained with.
+    """
+    with Checkpoints(workdir) as checkpoints:
+        meta = checkpoints.meta()
+    config = schema.from_dict(Config, meta.config)
+    vocabulary = Vocabulary(expected_size=config.model.decoder.vocab_size)
+    if vocabulary.digest != meta.vocabulary:
+        raise ValueError(
+            f"{workdir} was trained with vocabulary {meta.vocabulary}, this program has "
+            f"{vocabulary.digest}: use the version of the code that it was trained with"
+        )
+    like = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
+    builder = make_builder(config.data, vocabulary, meta.action_spec)
+    params = _restore_params(str(workdir), like)
+    return Policy(params, config.model, builder, batch_size=batch_size), meta, config
+
+
+def require_same_config(stored: CheckpointMeta, now: CheckpointMeta, *, where: str) -> None:
+    """Raises ValueError naming what differs between a checkpoint and the run that resumes it."""
+    lines = [
+        f"{key}: the checkpoint has {old!r}, this run has {new!r}"
+        for key, old, new in _differences(stored.config, now.config)
+    ]
+    if stored.vocabulary != now.vocabulary:
+        lines.append(f"vocabulary: {stored.vocabulary} against {now.vocabulary}")
+    if lines:
+        raise ValueError(
+            f"{where} holds a run of another config:\n  "
+            + "\n  ".join(lines)
+            + "\nUse a new --workdir, or start from it with train.init_from."
+        )
+    if stored.action_spec is not None and now.action_spec is not None:
+        stored.action_spec.require_same(now.action_spec, here="the checkpoint", there="the data")
+
+
+def _differences(old: dict, new: dict, prefix: str = ""):
+    for key in sorted({*old, *new}):
+        name = prefix + key
+        if name in _MAY_CHANGE or name.endswith(".cache_mib"):
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, name + ".")
+        elif a != b:
+            yield name, a, b

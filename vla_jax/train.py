@@ -1,0 +1,83 @@
+"""Trains a model: `python -m vla_jax.train --config=configs/demo_cotrain.py --workdir=out/run`.
+
+Any config key can be overridden: `--config.train.steps=100`. Run again with the same --workdir to
+resume after an interruption.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from vla_jax import config as config_lib
+from vla_jax.build import build_training
+from vla_jax.checkpoints.manager import Checkpoints
+from vla_jax.config import Config
+from vla_jax.training.loop import fit
+from vla_jax.training.metrics import MetricWriter
+from vla_jax.training.step import TrainState, make_train_step
+
+
+def train(config: Config, workdir: str) -> TrainState:
+    """Trains to `config.train.steps`, resuming from the newest checkpoint in `workdir`.
+
+    Raises:
+      ValueError, FileNotFoundError, PermissionError: naming what is wrong with config, data or
+        workdir; a checkpoint already there is left as it is.
+    """
+    directory = Path(workdir)
+    _require_writable(directory)
+    run = build_training(config)
+    with Checkpoints(directory, config.train.keep_checkpoints) as checkpoints:
+        if checkpoints.latest is None:
+            state = run.fresh_state()
+            count = sum(x.size for x in jax.tree.leaves(state["params"]))
+            print(f"fresh run: {count / 1e6:.2f} M parameters, init_from={config.train.init_from!r}")
+        else:
+            state = run.restored_state(checkpoints)
+            print(f"resumed {directory} at step {int(state['step'])}")
+        start = int(state["step"])
+        (directory / "config.json").write_text(config_lib.to_json(config))
+        step = make_train_step(
+            config.model,
+            run.optimizer,
+            run.shardings,
+            run.mesh,
+            max_answer_tokens=config.data.max_answer_tokens,
+            num_sources=len(run.sources),
+        )
+        with MetricWriter(directory, start) as writer:
+            return fit(
+                state,
+                step,
+                run.loader(start),
+                config.train,
+                mesh=run.mesh,
+                writer=writer,
+                source_names=list(run.sources),
+                source_weights=[config.data.sources[name].weight for name in run.sources],
+                save=lambda step, state: checkpoints.save(state, run.meta(step)),
+                print_line=lambda line: print(line, flush=True),
+            )
+
+
+def _require_writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise PermissionError(f"cannot write to --workdir {directory}: {e}") from e
+
+
+def main() -> None:
+    """Parses the command line and trains."""
+    config_lib.run_main(
+        train, workdir="directory for checkpoints, metrics and config; made if missing"
+    )
+
+
+if __name__ == "__main__":
+    main()
