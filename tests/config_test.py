@@ -18,6 +18,10 @@ import ml_collections
 def get_config(arg="12"):
     c = ml_collections.ConfigDict()
     c.model = ml_collections.ConfigDict({"preset": "tiny", "image_size": 14 * int(arg)})
+    c.data = ml_collections.ConfigDict(
+        {"sources": {"robot": {"kind": "episodes", "path": "data/robot"}}}
+    )
+    c.train = ml_collections.ConfigDict({"steps": 100, "batch_size": 8})
     c.optimizer = ml_collections.ConfigDict({"learning_rate": 1e-3, "warmup_steps": 10})
     return c
 """
@@ -33,7 +37,12 @@ def config_file(tmp_path: Path) -> Path:
 def test_defaults_and_overrides(config_file):
     raw = config_lib.load_config(
         config_file,
-        ["optimizer.learning_rate=0.5", "mesh.fsdp=2", "model.compute_dtype=float32"],
+        [
+            "optimizer.learning_rate=0.5",
+            "mesh.fsdp=2",
+            "model.compute_dtype=float32",
+            "data.sources.robot.weight=3",
+        ],
     )
     config = config_lib.parse(raw)
     assert config.optimizer.learning_rate == 0.5
@@ -41,6 +50,8 @@ def test_defaults_and_overrides(config_file):
     assert config.mesh.fsdp == 2
     assert config.model.compute_dtype == "float32"
     assert config.model.image_size == 168
+    assert config.data.sources["robot"].weight == 3.0
+    assert config.data.sources["robot"].split == "train"
     # The raw config holds what the run really uses.
     assert raw.optimizer.b2 == 0.95
     with pytest.raises(AttributeError, match="fdsp"):
@@ -71,6 +82,7 @@ def test_json_round_trip(config_file):
         (["optimizer.learning_rat=1"], "optimizer.learning_rat: .*did you mean 'learning_rate'"),
         (["optimiser.learning_rate=1"], "optimiser: no such key; did you mean 'optimizer'"),
         (["optimizer.warmup_steps=ten"], "optimizer.warmup_steps: expected int, got str 'ten'"),
+        (["data.sources.robt.weight=1"], "data.sources.robt: no such key; did you mean 'robot'"),
         (["mesh"], "override 'mesh': expected key=value"),
     ],
 )

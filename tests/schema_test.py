@@ -177,13 +177,3 @@ def test_a_path_of_equal_names_reaches_the_inner_one():
     mapping = {"a": {"a": 1}}
     schema.set_from_text(outer, mapping, "a.a", "5")
     assert mapping == {"a": {"a": 5}}
-
-
-def test_differences_name_every_leaf():
-    other = dataclasses.replace(EXPECTED, layer=Layer(4, 1.0), weights={"web": 1.0})
-    assert schema.differences(EXPECTED, EXPECTED) == []
-    assert schema.differences(EXPECTED, other, "model") == [
-        "model.layer.width: 3, not 4",
-        "model.weights.robot: 1.0, not None",
-        "model.weights.web: None, not 1.0",
-    ]

@@ -19,8 +19,12 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from vla_jax import schema
+from vla_jax.data.mixture import DataConfig
+from vla_jax.data.mixture import DataConfig
 from vla_jax.models.presets import ModelConfig
 from vla_jax.sharding.mesh import MeshConfig
+from vla_jax.training.loop import TrainConfig
+from vla_jax.training.loop import TrainConfig
 from vla_jax.training.optimizer import OptimizerConfig
 
 
@@ -29,7 +33,9 @@ class Config:
     """Everything that defines a run."""
 
     model: ModelConfig
+    data: DataConfig
     optimizer: OptimizerConfig
+    train: TrainConfig
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 
@@ -82,7 +88,7 @@ def from_json(text: str, *, where: str) -> Config:
         raise ValueError(f"{where}: not a config of this program: {e}") from e
 
 
-def run_main(main: Callable[..., None], **required: str) -> NoReturn:
+def run_main(main: Callable[..., object], **required: str) -> NoReturn:
     """The command line of a program: `--config=FILE --config.a.b=c` and a few required flags.
 
     Calls `main(config, name=value, ...)` and exits. A mistake in the command line or in the config

@@ -119,17 +119,6 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def differences(mine: Any, theirs: Any, where: str = "") -> list[str]:
-    """Every leaf in which two dataclasses differ, one line each: `model.width: 128, not 256`."""
-    a, b = to_plain(mine), to_plain(theirs)
-    if isinstance(a, dict) and isinstance(b, dict):
-        lines = []
-        for key in [*a, *(k for k in b if k not in a)]:
-            lines += differences(a.get(key), b.get(key), join(where, key))
-        return lines
-    return [] if a == b else [f"{where}: {a!r}, not {b!r}"]
-
-
 def unknown_key(key: str, known: Iterable[str], where: str) -> str:
     """The message for a key that does not exist."""
     known = list(known)

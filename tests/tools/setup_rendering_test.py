@@ -1,4 +1,4 @@
-"""The rendering set-up, with a stand-in for Python (draws only once apt has run) and for apt-get."""
+"""The rendering set-up, with stand-ins for Python (draws once apt has run) and for apt-get."""
 
 from __future__ import annotations
 
