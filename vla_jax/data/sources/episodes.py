@@ -227,7 +227,7 @@ class EpisodeSource:
         for key in self._layout.images:
             require_image(self._records.info.features, key, where=where)
         text = find_feature(self._records.info.features, self._layout.instruction, where=where)
-        if text.shape != () or text.get_serialized_info().dtype != np.object_:
+        if text.shape != () or text.get_serialized_info().np_dtype != np.object_:
             raise ValueError(
                 f"{where}: feature {self._layout.instruction} is not a text but {text}: name the "
                 "text feature in the EpisodeLayout"
@@ -236,7 +236,7 @@ class EpisodeSource:
         for key in self._layout.actions:
             feature = find_feature(self._records.info.features, key, where=where)
             numeric = np.issubdtype(feature.np_dtype, np.number) or feature.np_dtype == np.bool_
-            stored = feature.get_serialized_info().dtype
+            stored = feature.get_serialized_info().np_dtype
             if not numeric or stored == np.object_ or None in feature.shape:
                 raise ValueError(
                     f"{where}: feature {key} is {feature}; actions are plain numbers of a fixed "

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from tests.data.examples import LENGTHS, encoded, episode, episodes, pixels
+from vla_jax.actions.spec import ActionSpec
+from vla_jax.corpus.dataset import Corpus
+from vla_jax.data.generate import corpus_rows, encode_image
+from vla_jax.data.tfds_writer import write_episodes
+from vla_jax.data.write import main
+
+
+def test_plain_tfds_reads_the_episodes(robot_data, spec):
+    builder = tfds.builder_from_directory(robot_data)
+    assert (
+        ActionSpec.from_json(json.loads((robot_data / "metadata.json").read_text())["action_spec"])
+        == spec
+    )
+    assert builder.info.splits["train"].num_examples == 4
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        read = builder.as_data_source("train")
+    else:
+        read = tfds.as_numpy(builder.as_dataset("train"))
+    for number, found in enumerate(read):
+        written, steps = episode(number, LENGTHS[number]), list(found["steps"])
+        success = number % 2 == 0
+        assert len(steps) == LENGTHS[number]
+        assert found["episode_metadata"]["seed"] == 1000 + number
+        assert found["episode_metadata"]["family"] == b"pick"
+        assert found["episode_metadata"]["success"] == success
+        for t, step in enumerate(steps):
+            last = t == LENGTHS[number] - 1
+            image = written["images"]["image"][t]
+            np.testing.assert_array_equal(step["observation"]["image"], pixels(image))
+            np.testing.assert_array_equal(step["observation"]["state"], written["state"][t])
+            np.testing.assert_array_equal(step["action"], written["action"][t])
+            assert step["language_instruction"].decode() == written["instruction"]
+            assert (step["is_first"], step["is_last"]) == (t == 0, last)
+            assert step["is_terminal"] == (last and success)
+            assert step["reward"] == (last and success)
+            assert step["discount"] == (not (last and success))
+
+
+def test_pixels_are_stored_without_loss_and_splits_can_be_named(tmp_path, spec):
+    one = episode(0, 2)
+    array = pixels(encoded(1))
+    one["images"] = {"image": [array, encoded(2, "JPEG")], "wrist_image": [encoded(3), array]}
+    write_episodes([{**one, "split": "val"}], tmp_path / "d", spec, name="d", description="")
+    [found] = tfds.builder_from_directory(tmp_path / "d").as_data_source("val")
+    steps = list(found["steps"])
+    np.testing.assert_array_equal(steps[0]["observation"]["image"], array)
+    np.testing.assert_array_equal(steps[1]["observation"]["wrist_image"], array)
+
+
+def _broken_episodes():
+    yield from episodes()
+    raise RuntimeError("killed")
+
+
+def test_a_failed_write_leaves_nothing_and_an_old_one_is_kept(tmp_path, spec):
+    out = tmp_path / "d"
+    with pytest.raises(RuntimeError, match="killed"):
+        write_episodes(_broken_episodes(), out, spec, name="d", description="")
+    assert list(tmp_path.iterdir()) == []
+    write_episodes(episodes(), out, spec, name="d", description="")
+    with pytest.raises(FileExistsError, match="is there already: remove it"):
+        write_episodes(episodes(), out, spec, name="d", description="")
+    with pytest.raises(RuntimeError, match="killed"):
+        write_episodes(_broken_episodes(), out, spec, name="d", description="", overwrite=True)
+    assert tfds.builder_from_directory(out).info.splits["train"].num_examples == 5
+    write_episodes([episode(0, 2)], out, spec, name="d", description="", overwrite=True)
+    assert tfds.builder_from_directory(out).info.splits["train"].num_examples == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"instruction": " "}, "episode 1: empty instruction"),
+        ({"action": np.full((5, 8), np.nan)}, "episode 1: action is NaN"),
+        ({"action": np.zeros((5, 7))}, r"episode 1: action of shape \(5, 7\)"),
+        ({"action": np.zeros((4, 8))}, "episode 1: 4 actions, but {'state': 5, 'image': 5}"),
+        ({"action": np.zeros(8)}, r"episode 1: actions of shape \(8,\)"),
+        ({"images": {"image": [np.zeros((8, 8), np.uint8)] * 5}}, r"image of shape \(8, 8\)"),
+    ],
+)
+def test_a_bad_episode_is_named(tmp_path, spec, change, message):
+    bad = {**episode(1, 5), **change}
+    with pytest.raises(ValueError, match=message):
+        write_episodes([episode(0, 3), bad], tmp_path / "d", spec, name="d", description="")
+    with pytest.raises(ValueError, match="no episodes"):
+        write_episodes([], tmp_path / "d", spec, name="d", description="")
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg"])
+def test_images_are_encoded_well(image_format):
+    image = Corpus(64).example(3)["image"]
+    back = pixels(encode_image(image, image_format)).astype(int)
+    error = np.abs(back - image)
+    assert error.max() == 0 if image_format == "png" else error.mean() < 2
+
+
+def test_corpus_rows_are_those_of_the_corpus_in_order():
+    found = list(corpus_rows("test", 70, image_size=32, seed=3, workers=2, image_format="png"))
+    corpus = Corpus(32, 3, "test")
+    assert len(found) == 70 and not multiprocessing.active_children()
+    for index in (0, 1, 63, 64, 69):
+        expected, row = corpus.example(index), found[index]
+        np.testing.assert_array_equal(pixels(row["image"]), expected["image"])
+        assert {k: v for k, v in expected.items() if k != "image"} == {
+            k: v for k, v in row.items() if k != "image"
+        }
+
+
+def test_the_command_writes_a_data_set(tmp_path, capsys):
+    command = [
+        sys.executable, "-m", "vla_jax.data.write", "image_text", "--out", str(tmp_path / "web"),
+        "--train", "10", "--test", "3", "--image_size", "32", "--workers", "1",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "picture_corpus: 13 written to" in done.stdout
+    info = tfds.builder_from_directory(tmp_path / "web").info
+    assert {k: s.num_examples for k, s in info.splits.items()} == {"train": 10, "test": 3}
+    assert main(command[3:]) == 2
+    assert "is there already" in capsys.readouterr().err
