@@ -10,6 +10,10 @@ DEMO_OUT ?= demo_out
 # Test processes; each uses one core.
 JOBS ?= 2
 
+# TensorFlow only reads data here; without these it talks at every start.
+export TF_CPP_MIN_LOG_LEVEL := 2
+export TF_ENABLE_ONEDNN_OPTS := 0
+
 .PHONY: help setup demo test lint clean
 
 help:  ## This list

@@ -21,6 +21,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"  # or TensorFlow announces them at every import
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 
