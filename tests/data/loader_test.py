@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import subprocess
+import sys
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -112,6 +116,49 @@ def test_the_state_is_the_next_step(mixture, sources, builder):
     assert loader.step == 7
     next(loader)
     assert loader.step == 8
+
+
+def test_a_closed_or_forgotten_loader_reads_no_more(mixture, sources, builder):
+    reads = []
+
+    class Counting(ListSource):
+        def read(self, index):
+            reads.append(index)
+            return super().read(index)
+
+    counted = {**sources, "web": Counting("web", [text_example(i) for i in range(40)])}
+    loader = Loader(mixture, counted, builder, batch_size=8, image_size=SIZE)
+    next(loader)
+    loader.close()
+    count = len(reads)
+    time.sleep(0.2)
+    assert len(reads) == count
+    with pytest.raises(ValueError, match="the loader is closed"):
+        next(loader)
+
+    loader = Loader(mixture, counted, builder, batch_size=8, image_size=SIZE)
+    gone = weakref.ref(loader)
+    del loader
+    assert gone() is None
+
+
+def test_a_program_may_end_while_the_loader_reads_ahead(web_data):
+    program = f"""
+from vla_jax.data.loader import Loader, open_source
+from vla_jax.data.mixture import Mixture, SourceConfig
+from vla_jax.data.sequence import SequenceBuilder
+from vla_jax.text.vocabulary import Vocabulary
+
+source = open_source("web", SourceConfig("image_text", {str(web_data)!r}))
+builder = SequenceBuilder(Vocabulary(), None, max_tokens=48, max_answer_tokens=12)
+mixture = Mixture({{"web": 1}}, {{"web": len(source)}}, seed=0)
+loader = Loader(
+    mixture, {{"web": source}}, builder, batch_size=256, image_size=32, prefetch=50
+)
+next(loader)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_evaluation_covers_every_record_once(sources, builder):

@@ -7,6 +7,8 @@ loader can start at any step at once, on any number of processes.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -70,26 +72,29 @@ class Loader:
             raise ValueError(f"the mixture has {mixture.names}, the sources are {tuple(sources)}")
         for source in sources.values():
             require_spec(source, builder)
-        self._rows = _local_rows(batch_size, process_index, process_count)
-        self._mixture, self._batch_size = mixture, batch_size
-        self._fetch = _Fetch(list(sources.values()), builder)
-        self.step = start_step
+        rows = _local_rows(batch_size, process_index, process_count)
+
+        def sample(step: int) -> tuple[np.ndarray, np.ndarray]:
+            return mixture.locate(step * batch_size + rows)
+
+        fetch = _Fetch(list(sources.values()), builder, sample)
+        dataset = _pipeline(fetch, start_step, _FOREVER, image_size, len(rows), threads)
+        self._stream = _Stream(dataset.prefetch(prefetch), fetch, start_step)
+
+    @property
+    def step(self) -> int:
         """The next step to come out. All there is to save."""
-        dataset = _pipeline(
-            self._fetch, self._sample, start_step, _FOREVER, image_size, len(self._rows), threads
-        )
-        self._batches = dataset.prefetch(prefetch).as_numpy_iterator()
+        return self._stream.step
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        batch = _next(self._batches, self._fetch, self._sample, self.step)
-        self.step += 1
-        return cast(Batch, batch)
+        return cast(Batch, next(self._stream))
 
-    def _sample(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._mixture.locate(step * self._batch_size + self._rows)
+    def close(self) -> None:
+        """Stops reading ahead. Happens by itself when the loader goes or the program ends."""
+        self._stream.close()
 
 
 def evaluation_batches(
@@ -119,14 +124,17 @@ def evaluation_batches(
         index = np.minimum(step * batch_size + rows, count - 1)
         return np.zeros(len(rows), np.int32), records[index]
 
-    fetch = _Fetch([source], builder)
-    dataset = _pipeline(fetch, sample, 0, steps, image_size, len(rows), threads)
-    batches = dataset.prefetch(1).as_numpy_iterator()
-    for step in range(steps):
-        batch = _next(batches, fetch, sample, step)
-        batch["row_valid"] = step * batch_size + rows < count
-        batch["record"] = sample(step)[1]
-        yield cast(EvaluationBatch, batch)
+    fetch = _Fetch([source], builder, sample)
+    dataset = _pipeline(fetch, 0, steps, image_size, len(rows), threads)
+    stream = _Stream(dataset.prefetch(1), fetch, 0)
+    try:
+        for step in range(steps):
+            batch = next(stream)
+            batch["row_valid"] = step * batch_size + rows < count
+            batch["record"] = sample(step)[1]
+            yield cast(EvaluationBatch, batch)
+    finally:
+        stream.close()
 
 
 def open_source(
@@ -157,69 +165,79 @@ def require_spec(source: Source, builder: SequenceBuilder) -> None:
 
 
 class _Fetch:
-    """Reads and tokenizes a batch; keeps the exception that tf.data would turn into text."""
+    """Reads and tokenizes a step's rows; keeps the exception that tf.data would turn into text."""
 
-    def __init__(self, sources: Sequence[Source], builder: SequenceBuilder):
-        self._sources, self._builder = sources, builder
+    def __init__(self, sources: Sequence[Source], builder: SequenceBuilder, sample: _Sample):
+        self._sources, self._builder, self._sample = sources, builder, sample
         views = {source.name: len(source.read(0).images) for source in sources}
         if len(set(views.values())) != 1:
             raise ValueError(f"every source of a mixture gives the same number of images: {views}")
         self.views = next(iter(views.values()))
         self.max_tokens = builder.max_tokens
         self.error: Exception | None = None
+        self._running, self._stopped = 0, False
+        self._changed = threading.Condition()
 
-    def __call__(self, source: np.ndarray, record: np.ndarray) -> tuple[np.ndarray, ...]:
-        """int32 [B], int64 [B] -> encoded images object [B, views] and the token arrays [B, T]."""
-        examples = self.read(source, record)
-        rows = self._builder.build_rows(examples)
-        encoded = [
-            [images.to_bytes(view, where=self.where(k, i)) for view in example.images]
-            for example, k, i in zip(examples, source, record)
+    def __call__(self, step: np.ndarray) -> tuple[np.ndarray, ...]:
+        """-> encoded images object [B, views], token arrays [B, T], source int32 [B]."""
+        with self._changed:
+            if self._stopped:
+                raise RuntimeError("the loader is closed")
+            self._running += 1
+        try:
+            return self._rows(int(step))
+        except Exception as e:
+            self.error = self.error or e
+            raise
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Waits for running calls; later ones fail at once."""
+        with self._changed:
+            self._stopped = True
+            self._changed.wait_for(lambda: not self._running)
+
+    def read(self, step: int) -> list[tuple[str, Example]]:
+        """(what to call it in a message, example) of every row."""
+        source, record = self._sample(step)
+        return [
+            (f"source {self._sources[k].name!r} record {i}", self._sources[k].read(i))
+            for k, i in zip(source.tolist(), record.tolist())
         ]
-        for row, k, i in zip(encoded, source, record):
-            if len(row) != self.views:
-                raise ValueError(f"{self.where(k, i)} has {len(row)} images, not {self.views}")
+
+    def _rows(self, step: int) -> tuple[np.ndarray, ...]:
+        named = self.read(step)
+        rows = self._builder.build_rows([example for _, example in named])
+        encoded = []
+        for where, example in named:
+            if len(example.images) != self.views:
+                raise ValueError(f"{where} has {len(example.images)} images, not {self.views}")
+            encoded.append([images.to_bytes(view, where=where) for view in example.images])
         return (
             np.asarray(encoded, object),
             rows["tokens"],
             rows["attend_causal"],
             rows["in_loss"],
             rows["valid"],
+            self._sample(step)[0],
         )
-
-    def read(self, source: np.ndarray, record: np.ndarray) -> list[Example]:
-        return [self._sources[k].read(i) for k, i in zip(source.tolist(), record.tolist())]
-
-    def where(self, source: int, record: int) -> str:
-        return f"source {self._sources[source].name!r} record {record}"
 
 
 def _pipeline(
-    fetch: _Fetch,
-    sample: _Sample,
-    start: int,
-    stop: int,
-    image_size: int,
-    rows: int,
-    threads: int,
+    fetch: _Fetch, start: int, stop: int, image_size: int, rows: int, threads: int
 ) -> tf.data.Dataset:
     """Steps start .. stop - 1 as batches of `rows` rows, in order."""
     images.hide_accelerators()
-
-    def read(step: np.ndarray) -> tuple[np.ndarray, ...]:
-        try:
-            source, record = sample(int(step))
-            return (*fetch(source, record), source)
-        except Exception as e:
-            fetch.error = fetch.error or e
-            raise
 
     types = (tf.string, tf.int32, tf.bool, tf.bool, tf.bool, tf.int32)
     names = ("images", "tokens", "attend_causal", "in_loss", "valid", "source")
     widths = ((fetch.views,), *[(fetch.max_tokens,)] * 4, ())
 
     def read_step(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        columns: dict[str, tf.Tensor] = dict(zip(names, tf.numpy_function(read, [step], types)))
+        columns: dict[str, tf.Tensor] = dict(zip(names, tf.numpy_function(fetch, [step], types)))
         for name, width in zip(names, widths):
             columns[name].set_shape((rows, *width))
         return columns
@@ -240,29 +258,48 @@ def _pipeline(
     return dataset.with_options(options)
 
 
-def _next(
-    batches: Iterator[Any],
-    fetch: _Fetch,
-    sample: _Sample,
-    step: int,
-) -> dict[str, Any]:
-    """Batch number `step`; an error comes out as the source raised it, or names the record."""
-    try:
-        return next(batches)
-    except tf.errors.OpError as e:
-        if fetch.error is not None:
-            raise fetch.error from None
-        source, record = sample(step)
-        for example, k, i in zip(fetch.read(source, record), source, record):
+class _Stream:
+    """The batches of a pipeline one by one, with errors a person can read.
+
+    tf.data's threads call Python. They must be gone before the interpreter is, or it aborts: hence
+    the finalizer, which also runs at exit.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, fetch: _Fetch, step: int):
+        self.step = step
+        self._fetch = fetch
+        self._iterators: list[Any] = [dataset.as_numpy_iterator()]
+        self.close = weakref.finalize(self, _stop, fetch, self._iterators)
+
+    def __next__(self) -> dict[str, Any]:
+        if not self._iterators:
+            raise ValueError("the loader is closed")
+        try:
+            batch = next(self._iterators[0])
+        except tf.errors.OpError as e:
+            raise self._explained(e) from None
+        self.step += 1
+        return batch
+
+    def _explained(self, error: tf.errors.OpError) -> Exception:
+        """What the source raised, or which record of this step has a bad image."""
+        if self._fetch.error is not None:
+            return self._fetch.error
+        for where, example in self._fetch.read(self.step):
             for view in example.images:
                 try:
-                    tf.io.decode_image(images.to_bytes(view, where=fetch.where(k, i)), channels=3)
+                    tf.io.decode_image(images.to_bytes(view, where=where), channels=3)
                 except tf.errors.OpError:
-                    raise ValueError(
-                        f"{fetch.where(k, i)}: its image is damaged or not PNG, JPEG, GIF or BMP: "
-                        "repair or drop the record"
-                    ) from e
-        raise
+                    return ValueError(
+                        f"{where}: its image is damaged or not PNG, JPEG, GIF or BMP: repair or "
+                        "drop the record"
+                    )
+        return error
+
+
+def _stop(fetch: _Fetch, iterators: list[Any]) -> None:
+    fetch.stop()
+    iterators.clear()
 
 
 def _local_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
