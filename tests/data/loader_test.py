@@ -265,6 +265,8 @@ def test_wrong_set_ups_are_refused(builder, vocabulary, mixture, sources, web_da
         make(process_count=3)
     with pytest.raises(ValueError, match="the sources are"):
         make(sources={"web": sources["web"]})
+    with pytest.raises(ValueError, match="at least one thread, not 0"):
+        make(threads=0)
     plain = SequenceBuilder(vocabulary, None, max_tokens=48, max_answer_tokens=12)
     with pytest.raises(ValueError, match="'robot' has actions"):
         make(builder=plain)

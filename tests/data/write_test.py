@@ -12,7 +12,9 @@ import tensorflow_datasets as tfds
 from tests.data.examples import LENGTHS, encoded, episode, episodes, pixels
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.corpus.dataset import Corpus
+from vla_jax.data import tfds_writer
 from vla_jax.data.generate import corpus_rows, encode_image
+from vla_jax.data.sources.episodes import EpisodeSource
 from vla_jax.data.tfds_writer import write_episodes
 from vla_jax.data.write import main
 
@@ -57,6 +59,24 @@ def test_pixels_are_stored_without_loss_and_splits_can_be_named(tmp_path, spec):
     steps = list(found["steps"])
     np.testing.assert_array_equal(steps[0]["observation"]["image"], array)
     np.testing.assert_array_equal(steps[1]["observation"]["wrist_image"], array)
+
+
+def test_several_files_are_one_data_set(tmp_path, spec, monkeypatch):
+    monkeypatch.setattr(tfds_writer, "EPISODES_PER_SHARD", 2)
+    stale = tmp_path / ".d.unfinished" / "rubbish"
+    stale.mkdir(parents=True)
+    write_episodes(episodes(), tmp_path / "d", spec, name="d", description="", test_every=100)
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+    assert len(list((tmp_path / "d").glob("*array_record*"))) == 3
+    builder = tfds.builder_from_directory(tmp_path / "d")
+    assert builder.info.splits["train"].shard_lengths == [2, 2, 1]
+    found = builder.as_data_source("train")
+    assert [len(e["steps"]) for e in found] == list(LENGTHS)
+    source = EpisodeSource("d", tmp_path / "d")
+    steps = [(e, t) for e, n in enumerate(LENGTHS) for t in range(n)]
+    assert [source.read(i).images[0] for i in range(len(source))] == [
+        encoded(100 * e + t) for e, t in steps
+    ]
 
 
 def _broken_episodes():

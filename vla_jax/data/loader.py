@@ -200,16 +200,16 @@ class _Fetch:
             self._stopped = True
             self._changed.wait_for(lambda: not self._running)
 
-    def read(self, step: int) -> list[tuple[str, Example]]:
-        """(what to call it in a message, example) of every row."""
+    def read(self, step: int) -> tuple[np.ndarray, list[tuple[str, Example]]]:
+        """-> source int32 [B], and for every row what to call it in a message, and the example."""
         source, record = self._sample(step)
-        return [
+        return source, [
             (f"source {self._sources[k].name!r} record {i}", self._sources[k].read(i))
             for k, i in zip(source.tolist(), record.tolist())
         ]
 
     def _rows(self, step: int) -> tuple[np.ndarray, ...]:
-        named = self.read(step)
+        source, named = self.read(step)
         rows = self._builder.build_rows([example for _, example in named])
         encoded = []
         for where, example in named:
@@ -222,7 +222,7 @@ class _Fetch:
             rows["attend_causal"],
             rows["in_loss"],
             rows["valid"],
-            self._sample(step)[0],
+            source,
         )
 
 
@@ -230,6 +230,8 @@ def _pipeline(
     fetch: _Fetch, start: int, stop: int, image_size: int, rows: int, threads: int
 ) -> tf.data.Dataset:
     """Steps start .. stop - 1 as batches of `rows` rows, in order."""
+    if threads < 1:
+        raise ValueError(f"the loader needs at least one thread, not {threads}")
     images.hide_accelerators()
 
     types = (tf.string, tf.int32, tf.bool, tf.bool, tf.bool, tf.int32)
@@ -285,7 +287,7 @@ class _Stream:
         """What the source raised, or which record of this step has a bad image."""
         if self._fetch.error is not None:
             return self._fetch.error
-        for where, example in self._fetch.read(self.step):
+        for where, example in self._fetch.read(self.step)[1]:
             for view in example.images:
                 try:
                     tf.io.decode_image(images.to_bytes(view, where=where), channels=3)

@@ -26,7 +26,6 @@ from vla_jax.data.sources.episodes import SPEC_KEY
 
 FileFormat = Literal["array_record", "tfrecord"]
 EPISODES_PER_SHARD, ROWS_PER_SHARD = 256, 16_384
-_CHUNK = 64
 
 
 class EpisodeRow(TypedDict):
@@ -237,7 +236,8 @@ def _write(
         )
         writer = tfds.core.SequentialWriter(info, rows_per_shard, file_format=file_format)
         progress = _Progress(name, total)
-        while chunk := list(itertools.islice(rows, _CHUNK)):
+        # tfds writes the metadata again after each chunk.
+        while chunk := list(itertools.islice(rows, max(1, rows_per_shard // 16))):
             by_split: dict[str, list[dict[str, Any]]] = {}
             for split, row in chunk:
                 by_split.setdefault(split, []).append(row)

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -31,7 +30,7 @@ def load_or_build(
     for place in places:
         try:
             return np.load(place / f".index-{digest}.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, EOFError):
             continue
     table = build()
     for place in places:

@@ -131,8 +131,9 @@ class _ArrayRecords:
         )
         if reader.num_records() != self._lengths[shard]:
             raise ValueError(
-                f"the file has {reader.num_records()} records, dataset_info.json says "
-                f"{self._lengths[shard]}: copy or write the data set again"
+                f"{reader.num_records()} records can be read, dataset_info.json says "
+                f"{self._lengths[shard]}: the file is cut off, damaged or of another data set; "
+                "copy or write it again"
             )
         return reader
 
