@@ -1,0 +1,1 @@
+"""Simulated worlds. Nothing here imports TensorFlow: a process that renders must not."""

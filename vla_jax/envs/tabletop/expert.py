@@ -1,0 +1,97 @@
+"""The scripted expert: a function of the present state alone.
+
+A policy that sees one picture cannot imitate hidden progress, so the expert has none: what to do
+follows from where the gripper is, how far it is open, where the block is, and the goal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vla_jax.envs.tabletop.env import TabletopEnv
+from vla_jax.envs.tabletop.tasks import DIRECTIONS, NEAR_M
+
+TRAVEL_Z_M = 0.10
+GRASP_Z_M = 0.016
+CARRY_Z_M = 0.10
+_ALIGNED_M = 0.014  # the open fingers leave 1.9 cm on each side of a block
+_LOW_M = 0.03
+_PUSH_STEP_M = 0.08
+OPEN, CLOSED = 0.0, 1.0
+
+
+class Expert:
+    """Privileged policy: `action(env)` for the present state."""
+
+    def action(self, env: TabletopEnv) -> np.ndarray:
+        """float32 [8] in the env's action spec."""
+        if env.is_success:
+            return self._act(env, np.zeros(3), self._present_grip(env), terminate=True)
+        world, target = env.world, env.target_index
+        tool, block = world.tool_position, world.block_position(target)
+        above = block[:2] - tool[:2]
+        holding = world.is_held(target) and world.closedness > 0.2
+        if holding:
+            return self._carry(env, tool, block)
+        aligned = np.abs(above).max() < _ALIGNED_M
+        low = tool[2] < _LOW_M
+        if aligned and low:
+            # Around the block. Settled on its goal: leave it. Otherwise: grasp it.
+            return self._act(env, np.zeros(3), CLOSED)
+        if aligned:
+            return self._act(env, np.array([*above, GRASP_Z_M - tool[2]]), OPEN, yaw=True)
+        if tool[2] < TRAVEL_Z_M - 0.03:
+            return self._act(env, np.array([0, 0, TRAVEL_Z_M - tool[2]]), OPEN)
+        return self._act(env, np.array([*above, TRAVEL_Z_M - tool[2]]), OPEN, yaw=True)
+
+    def _carry(self, env: TabletopEnv, tool: np.ndarray, block: np.ndarray) -> np.ndarray:
+        task = env.task
+        if task.family == "pick":
+            return self._act(env, np.array([0, 0, CARRY_Z_M - tool[2]]), CLOSED)
+        if task.family == "push":
+            step = np.asarray(DIRECTIONS[task.direction]) * _PUSH_STEP_M
+            return self._act(env, np.array([*step, 0]), CLOSED)
+        away = goal_position(env)[:2] - block[:2]
+        if np.abs(away).max() < _ALIGNED_M:
+            if block[2] < 0.03:
+                return self._act(env, np.zeros(3), OPEN)
+            return self._act(env, np.array([*away, GRASP_Z_M - tool[2]]), CLOSED)
+        if tool[2] < CARRY_Z_M - 0.04:
+            return self._act(env, np.array([0, 0, CARRY_Z_M - tool[2]]), CLOSED)
+        return self._act(env, np.array([*away, CARRY_Z_M - tool[2]]), CLOSED)
+
+    def _present_grip(self, env: TabletopEnv) -> float:
+        return CLOSED if env.world.command[6] > 0.5 else OPEN
+
+    def _act(
+        self,
+        env: TabletopEnv,
+        delta: np.ndarray,
+        grip: float,
+        *,
+        terminate: bool = False,
+        yaw: bool = False,
+    ) -> np.ndarray:
+        limit = env.config.max_position_m
+        action = np.zeros(8, np.float32)
+        action[0] = terminate
+        action[1:4] = np.clip(delta, -limit, limit)
+        if yaw:
+            turn = env.world.block_yaw(env.target_index) - env.world.tool_rotation[2]
+            if abs(turn) > 0.05:
+                action[6] = np.clip(turn, -env.config.max_rotation_rad, env.config.max_rotation_rad)
+        action[7] = grip
+        return action
+
+
+def goal_position(env: TabletopEnv) -> np.ndarray:
+    """Where the target block should be set down, [3]: the mat, or beside the reference block."""
+    reference = env.reference_position
+    assert reference is not None
+    if env.task.family == "put":
+        return reference
+    # On the side it comes from, so that the way there does not lead over the reference.
+    away = env.world.block_position(env.target_index)[:2] - reference[:2]
+    distance = max(float(np.linalg.norm(away)), 1e-6)
+    spot = reference[:2] + away / distance * (NEAR_M - 0.025)
+    return np.array([*spot, reference[2]])

@@ -1,0 +1,106 @@
+"""Instructions after RT-1 (arXiv 2212.06817): pick, move near, put on, push.
+
+Directions are the viewer's: x to the right, y to the back. Success is judged from where things
+are, so every family can be checked on hand-made states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Literal
+
+import numpy as np
+
+Family = Literal["pick", "near", "put", "push"]
+
+DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "front": (0.0, -1.0), "back": (0.0, 1.0)}
+
+LIFT_M = 0.04
+NEAR_M = 0.115  # between centres; blocks are 5.8 cm wide
+PUSH_M = 0.06
+
+_PHRASES = {
+    "pick": ("pick the {x}", "pick up the {x}", "grab the {x}", "lift the {x}"),
+    "near": ("move the {x} near the {y}", "bring the {x} to the {y}", "put the {x} next to the {y}"),
+    "put": ("put the {x} on the {y}", "place the {x} on the {y}", "move the {x} onto the {y}"),
+    "push": ("push the {x} to the {d}", "slide the {x} to the {d}", "move the {x} to the {d}"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One instruction.
+
+    Attributes:
+      family: what kind.
+      target: name of the block to move.
+      reference: for near, a block's name; for put, "<colour> mat".
+      direction: for push, one of `DIRECTIONS`.
+      instruction: the words.
+    """
+
+    family: Family
+    target: str
+    reference: str = ""
+    direction: str = ""
+    instruction: str = ""
+
+    def __post_init__(self):
+        if self.family not in _PHRASES:
+            raise ValueError(f"no task family {self.family!r}; choose from {tuple(_PHRASES)}")
+        if self.family == "push" and self.direction not in DIRECTIONS:
+            raise ValueError(f"push to {self.direction!r}: choose from {tuple(DIRECTIONS)}")
+        if self.family in ("near", "put") and not self.reference:
+            raise ValueError(f"a {self.family!r} task needs a reference")
+        if not self.instruction.strip():
+            raise ValueError("empty instruction: use `make_task` for a standard phrasing")
+
+
+def make_task(
+    family: Family, target: str, reference: str = "", direction: str = "", phrasing: int = 0
+) -> Task:
+    """A task in one of the standard phrasings."""
+    phrases = _PHRASES.get(family, ("",))
+    words = phrases[phrasing % len(phrases)].format(x=target, y=reference, d=direction)
+    return Task(family, target, reference, direction, words)
+
+
+def random_task(
+    family: Family, rng: random.Random, target: str, block: str, mat_color: str
+) -> Task:
+    """A task about `target` with, where one is needed, a reference block or mat."""
+    phrasing = rng.randrange(12)
+    reference = {"near": block, "put": f"{mat_color} mat"}.get(family, "")
+    direction = rng.choice(tuple(DIRECTIONS)) if family == "push" else ""
+    return make_task(family, target, reference, direction, phrasing)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskState:
+    """What success depends on. Positions are metres, [3]; `start` is where the target began."""
+
+    target: np.ndarray
+    start: np.ndarray
+    reference: np.ndarray | None
+    mat_half_m: float
+    held: bool
+
+
+def is_success(task: Task, state: TaskState) -> bool:
+    """Whether the instruction is carried out."""
+    moved = state.target - state.start
+    lifted = moved[2] >= LIFT_M
+    if task.family == "pick":
+        return bool(lifted and state.held)
+    if task.family == "push":
+        direction = np.asarray(DIRECTIONS[task.direction])
+        along = float(moved[:2] @ direction)
+        across = float(np.linalg.norm(moved[:2] - along * direction))
+        return bool(along >= PUSH_M and across <= 0.5 * along and moved[2] < LIFT_M / 2)
+    assert state.reference is not None
+    apart = np.abs(state.target[:2] - state.reference[:2])
+    at_rest = abs(moved[2]) < 0.015 and not state.held
+    if task.family == "near":
+        return bool(at_rest and np.linalg.norm(apart) <= NEAR_M)
+    return bool(at_rest and apart.max() <= state.mat_half_m)

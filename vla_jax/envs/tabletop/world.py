@@ -1,0 +1,282 @@
+"""Physics and pictures of the table-top: placing things, moving the gripper, rendering.
+
+Only this file and the scene know MuJoCo. Import it in a process that has not loaded TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import mujoco
+import numpy as np
+
+from vla_jax.corpus.pictures import COLORS, PictureBank
+from vla_jax.envs.tabletop import scene
+from vla_jax.envs.tabletop.config import TabletopConfig
+
+_CAMERA_TARGET = np.array([0.0, 0.005, 0.0])
+_CAMERA_DISTANCE_M = 0.78
+_ELEVATION_RAD = math.radians(66)
+_FOVY_DEG = 29.5
+_TABLE_STYLES = ("plain", "wood", "speckle", "stripes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A block on the table.
+
+    Attributes:
+      name: concept of the picture on it.
+      x, y: metres.
+      yaw: radians.
+      tile: colour behind the picture.
+    """
+
+    name: str
+    x: float
+    y: float
+    yaw: float = 0.0
+    tile: str = "white"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mat:
+    """A square mat, 10 cm wide. Its name is "<colour> mat"."""
+
+    color: str
+    x: float
+    y: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} mat"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Everything that a reset decides, so that it can be repeated or made by hand."""
+
+    blocks: tuple[Block, ...]
+    mats: tuple[Mat, ...] = ()
+    gripper: tuple[float, float, float] = (0.0, 0.0, 0.1)
+    table: str = "plain"
+    table_color: tuple[int, int, int] = (190, 175, 150)
+    camera_shift_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    light: float = 1.0
+    texture_seed: int = 0
+
+
+class World:
+    """One simulated table. `close` frees the renderer."""
+
+    def __init__(self, config: TabletopConfig):
+        self.config = config
+        self._model = mujoco.MjModel.from_xml_string(scene.scene_xml())
+        self.data = mujoco.MjData(self._model)
+        self._bank = PictureBank()
+        self._renderers: dict[int, mujoco.Renderer] = {}
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+        self._joint = {
+            name: self._model.joint(name).qposadr[0]
+            for name in ("x", "y", "z", "yaw", "pitch", "roll", "left", "right")
+        }
+        self._headlight = self._model.vis.headlight.diffuse.copy()
+        self.layout = Layout(())
+        self.command = np.zeros(7)  # xyz, roll pitch yaw, closedness
+
+    def close(self) -> None:
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+
+    # Reset
+
+    def reset(self, layout: Layout) -> None:
+        """Puts everything in its place, at rest."""
+        self.layout = layout
+        model, data = self._model, self.data
+        mujoco.mj_resetData(model, data)
+        for i in range(scene.NUM_BLOCKS):
+            address = model.joint(f"block{i}").qposadr[0]
+            pose = [3 + 0.2 * i, 3, 0.0195, 1, 0, 0, 0]  # out of sight, on the floor
+            if i < len(layout.blocks):
+                block = layout.blocks[i]
+                half = block.yaw / 2
+                pose = [block.x, block.y, 0.02, math.cos(half), 0, 0, math.sin(half)]
+                self._paint_block(i, block)
+            data.qpos[address : address + 7] = pose
+        for i in range(scene.NUM_MATS):
+            mocap = model.body(f"mat{i}").mocapid[0]
+            data.mocap_pos[mocap] = [3 + 0.2 * i, 4, 0.0006]
+            if i < len(layout.mats):
+                mat = layout.mats[i]
+                data.mocap_pos[mocap] = [mat.x, mat.y, 0.0006]
+                rgb = np.asarray(COLORS[mat.color]) / 255
+                model.mat(f"mat{i}").rgba = [*rgb, 1]
+        self._paint_table(layout)
+        model.vis.headlight.diffuse = self._headlight * layout.light
+        self._aim_camera(np.asarray(layout.camera_shift_m))
+        self.command = np.array([*layout.gripper, 0, 0, 0, 0.0])
+        for axis, value in zip("xyz", layout.gripper, strict=True):
+            data.qpos[self._joint[axis]] = value
+        for side in ("left", "right"):
+            data.qpos[self._joint[side]] = scene.FINGER_TRAVEL_M
+        self._servo(self.command)
+        for _ in range(20):  # blocks settle
+            mujoco.mj_step(model, data)
+        self._place_laser()
+
+    def _paint_block(self, i: int, block: Block) -> None:
+        tile = COLORS[block.tile]
+        if self._bank.category(block.name) == "block":
+            tile = COLORS[self._bank.color(block.name)]
+        self._model.mat(f"block{i}").rgba = [*(np.asarray(tile) / 255), 1]
+        size = scene.TEXTURE_PX
+        margin = 3
+        picture = self._bank.picture(block.name, size - 2 * margin).astype(np.float32)
+        rgb = np.broadcast_to(np.asarray(tile, np.float32), (size, size, 3)).copy()
+        alpha = picture[..., 3:] / 255
+        inside = rgb[margin:-margin, margin:-margin]
+        inside[:] = inside * (1 - alpha) + picture[..., :3] * alpha
+        self._upload(f"picture{i}", rgb)
+
+    def _paint_table(self, layout: Layout) -> None:
+        size = scene.TABLE_TEXTURE_PX
+        rng = np.random.default_rng(layout.texture_seed)
+        base = np.asarray(layout.table_color, np.float32)
+        shade = np.zeros((size, size, 1), np.float32)
+        if layout.table == "wood":
+            rows = np.cumsum(rng.normal(0, 4, size))
+            shade += (6 * np.sin(rows / 3))[:, None, None] + rng.normal(0, 2, (size, 1, 1))
+        elif layout.table == "speckle":
+            shade += rng.normal(0, 9, (size, size, 1))
+        elif layout.table == "stripes":
+            width = int(rng.integers(6, 20))
+            shade += np.where((np.arange(size) // width) % 2, 8.0, -8.0)[None, :, None]
+        self._upload("table", base + shade)
+
+    def _upload(self, name: str, rgb: np.ndarray) -> None:
+        texture = self._model.texture(name)
+        pixels = np.clip(rgb, 0, 255).astype(np.uint8).reshape(-1)
+        start = texture.adr[0]
+        self._model.tex_data[start : start + pixels.size] = pixels
+        for renderer in self._renderers.values():
+            self._to_gpu(renderer, texture.id)
+
+    @staticmethod
+    def _to_gpu(renderer: mujoco.Renderer, texture: int) -> None:
+        gl, context = renderer._gl_context, renderer._mjr_context
+        if gl:
+            gl.make_current()
+        mujoco.mjr_uploadTexture(renderer.model, context, texture)
+
+    # Motion
+
+    def move(self, action: np.ndarray) -> None:
+        """Carries out one action [8] (without its terminate flag): 1 / control_hz seconds.
+
+        Deltas add to the commanded pose, so small errors of the servos do not pile up; the command
+        stays inside the workspace.
+        """
+        before = self.command.copy()
+        after = before.copy()
+        after[:6] += action[1:7]
+        for axis, (low, high) in enumerate(scene.WORKSPACE_M):
+            after[axis] = np.clip(after[axis], low, high)
+        after[3:6] = np.clip(after[3:6], [-0.6, -0.6, -1.6], [0.6, 0.6, 1.6])
+        after[6] = np.clip(action[7], 0, 1)
+        self.command = after
+        steps = round(1 / (self.config.control_hz * scene.TIMESTEP_S))
+        ramp = int(0.6 * steps)
+        for step in range(steps):
+            part = min(1.0, (step + 1) / ramp)
+            target = before + part * (after - before)
+            target[6] = after[6]
+            self._servo(target)
+            mujoco.mj_step(self._model, self.data)
+        self._place_laser()
+
+    def _servo(self, target: np.ndarray) -> None:
+        roll, pitch, yaw = target[3:6]
+        opening = (1 - target[6]) * scene.FINGER_TRAVEL_M
+        self.data.ctrl[:] = [*target[:3], yaw, pitch, roll, opening, opening]
+
+    def _place_laser(self) -> None:
+        x, y, z = self.tool_position
+        top = 0.0
+        for i in range(len(self.layout.blocks)):
+            block = self.block_position(i)
+            if np.abs(block[:2] - [x, y]).max() < scene.BLOCK_HALF_M[0]:
+                top = max(top, block[2] + scene.BLOCK_HALF_M[2])
+        self.data.mocap_pos[self._model.body("laser").mocapid[0]] = [x, y, top + 0.0015]
+        mujoco.mj_forward(self._model, self.data)
+
+    # State
+
+    @property
+    def tool_position(self) -> np.ndarray:
+        """Measured point between the fingertips, float64 [3], metres."""
+        return np.array([self.data.qpos[self._joint[a]] for a in "xyz"])
+
+    @property
+    def tool_rotation(self) -> np.ndarray:
+        """Measured roll, pitch, yaw, float64 [3], radians."""
+        return np.array([self.data.qpos[self._joint[a]] for a in ("roll", "pitch", "yaw")])
+
+    @property
+    def closedness(self) -> float:
+        """Measured: 0 open .. 1 closed."""
+        opening = self.data.qpos[self._joint["left"]] + self.data.qpos[self._joint["right"]]
+        return float(np.clip(1 - opening / (2 * scene.FINGER_TRAVEL_M), 0, 1))
+
+    def block_position(self, i: int) -> np.ndarray:
+        """Centre of a block, float64 [3], metres."""
+        return self.data.body(f"block{i}").xpos.copy()
+
+    def block_yaw(self, i: int) -> float:
+        """Radians, in [-pi/4, pi/4): a square looks the same every quarter turn."""
+        matrix = self.data.body(f"block{i}").xmat.reshape(3, 3)
+        yaw = math.atan2(matrix[1, 0], matrix[0, 0])
+        return (yaw + math.pi / 4) % (math.pi / 2) - math.pi / 4
+
+    def is_held(self, i: int) -> bool:
+        """Whether both fingers touch the block."""
+        block = self._model.body(f"block{i}").id
+        touching = set()
+        for contact in self.data.contact:
+            bodies = {int(self._model.geom_bodyid[g]) for g in (contact.geom1, contact.geom2)}
+            if block in bodies:
+                touching |= bodies
+        return {self._model.body(s).id for s in ("left", "right")} <= touching
+
+    # Pictures
+
+    def _aim_camera(self, shift: np.ndarray) -> None:
+        self._camera.lookat[:] = _CAMERA_TARGET + shift
+        self._camera.distance = _CAMERA_DISTANCE_M
+        self._camera.azimuth = 90
+        self._camera.elevation = -math.degrees(_ELEVATION_RAD)
+
+    def render(self, size: int, camera: str = "fixed") -> np.ndarray:
+        """uint8 [size, size, 3] from "fixed" or "wrist"."""
+        if size not in self._renderers:
+            self._model.vis.global_.fovy = _FOVY_DEG
+            renderer = mujoco.Renderer(self._model, size, size)
+            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+            self._renderers[size] = renderer
+        renderer = self._renderers[size]
+        renderer.update_scene(self.data, camera="wrist" if camera == "wrist" else self._camera)
+        return renderer.render().copy()
+
+    def pixels(self, position: np.ndarray, size: int) -> tuple[float, float]:
+        """Where a point [3] appears in the fixed camera's picture: (y, x), pixels."""
+        cos, sin = math.cos(_ELEVATION_RAD), math.sin(_ELEVATION_RAD)
+        forward = np.array([0, cos, -sin])
+        up, right = np.array([0, sin, cos]), np.array([1.0, 0, 0])
+        eye = np.asarray(self._camera.lookat) - _CAMERA_DISTANCE_M * forward
+        ray = position - eye
+        scale = size / 2 / math.tan(math.radians(_FOVY_DEG) / 2) / (ray @ forward)
+        return size / 2 - float(ray @ up) * scale, size / 2 + float(ray @ right) * scale
