@@ -1,0 +1,115 @@
+"""What an evaluator is, which ones run, and where their results go."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from vla_jax.decoding.policy import Policy
+
+Result = dict[str, Any]
+"""What JSON can hold. `result["scalars"]` is {name: float}; the rest is for the report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What `evaluate` measures. A count of 0 leaves that part out.
+
+    Attributes:
+      vqa_examples: held-out questions, spread evenly over each image-text source.
+      action_steps: held-out robot steps, likewise.
+      rollout_episodes: closed-loop episodes per concept pool.
+      rollout_envs: simulators that run at once; one model call serves all of them.
+      rollout_workers: processes they run in.
+      pools: concepts that the blocks show. "robot": as in the episodes; "web_only": only in the
+        picture corpus.
+      world: which table-top world, as for `vla_jax.envs.episodes --config`.
+      pointing_views: rendered table-top views on which the model is asked to point.
+      baselines: also run a random policy and the scripted expert.
+      videos_per_outcome: rollout videos per task family of successes and of failures each.
+      batch_size: rows per model call; fewer are padded.
+      seed: of layouts and tasks. Episode i of every pool and policy has seed + i. Training episodes
+        must use other seeds.
+    """
+
+    vqa_examples: int = 1000
+    action_steps: int = 500
+    rollout_episodes: int = 50
+    rollout_envs: int = 16
+    rollout_workers: int = 2
+    pools: tuple[Literal["robot", "web_only"], ...] = ("robot", "web_only")
+    world: Literal["demo", "full"] = "demo"
+    pointing_views: int = 50
+    baselines: bool = True
+    videos_per_outcome: int = 1
+    batch_size: int = 16
+    seed: int = 1_000_000_000
+
+    def __post_init__(self):
+        counts = ("vqa_examples", "action_steps", "rollout_episodes", "pointing_views")
+        for name in (*counts, "videos_per_outcome"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"evaluation.{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("rollout_envs", "rollout_workers", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
+
+
+class Evaluator(Protocol):
+    """One measurement of a policy. Built from config; may be run many times.
+
+    Attributes:
+      name: of its result file and the prefix of its scalars.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def measure(self, policy: Policy, media: Path | None = None) -> Result:
+        """Everything measured.
+
+        Args:
+          media: an existing directory for pictures; None: make none. Paths in the result are
+            relative to its parent.
+        """
+        ...
+
+
+def run(evaluator: Evaluator, policy: Policy) -> Iterator[tuple[str, float]]:
+    """(name, value) of every scalar: what a training loop writes."""
+    for name, value in evaluator.measure(policy)["scalars"].items():
+        yield f"{evaluator.name}/{name}", value
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Writes JSON, whole or not at all. NaN and infinity become null: JSON has neither."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def inside_template(template: Callable[[str], str], prompt: str) -> str:
+    """The text that `template` was applied to: `pick the dog` from the robot's prompt.
+
+    Raises ValueError if the prompt does not come from this template.
+    """
+    before, after = template("\0").split("\0")
+    if not (prompt.startswith(before) and prompt.endswith(after)):
+        raise ValueError(f"prompt {prompt!r} is not of the form {before}...{after}")
+    return prompt[len(before) : len(prompt) - len(after)]

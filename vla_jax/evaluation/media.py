@@ -1,0 +1,103 @@
+"""Pictures and short videos for the report, made with Pillow."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+WIDTH = 280  # pixels, of a video
+_TEXT, _FAINT, _PAPER = (28, 30, 33), (110, 116, 124), (255, 255, 255)
+_GOOD, _BAD = (31, 122, 77), (176, 58, 46)
+_COLORS = 128  # of a video's palette: small files, and flat surfaces stay flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One moment of an episode: what the camera saw, and the action that followed.
+
+    Attributes:
+      image: uint8 [h, w, 3].
+      tokens: the action string, `0 128 91 241 128 128 128 12`; empty for the last picture.
+    """
+
+    image: np.ndarray
+    tokens: str
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+    """Writes uint8 [h, w, 3]."""
+    Image.fromarray(image).save(path, optimize=True)
+
+
+def save_rollout(
+    path: Path,
+    frames: Sequence[Frame],
+    *,
+    instruction: str,
+    outcome: str,
+    success: bool,
+    step_ms: int = 400,
+    last_ms: int = 1600,
+) -> None:
+    """Writes a GIF that loops: the picture, and under it instruction, step and action tokens.
+
+    Args:
+      frames: at least one; the last one, without tokens, shows how it ended.
+      outcome: shown with the last frame, e.g. "success after 6 steps".
+      step_ms, last_ms: how long a frame and the last frame are shown.
+
+    Raises ValueError for no frames.
+    """
+    if not frames:
+        raise ValueError(f"no frames to write to {path}")
+    last = len(frames) - 1
+    drawn = []
+    for number, frame in enumerate(frames):
+        status, color = f"step {number + 1} of {last}", _FAINT
+        if number == last:
+            status, color = outcome, _GOOD if success else _BAD
+        drawn.append(_draw(frame, instruction, status, color))
+    images = _with_one_palette(drawn)
+    images[0].save(
+        path,
+        save_all=True,
+        append_images=images[1:],
+        duration=[step_ms] * last + [last_ms],
+        loop=0,
+        # Each frame whole: a picture that repeats would otherwise be merged into the one before.
+        disposal=1,
+        optimize=False,
+    )
+
+
+def _draw(frame: Frame, instruction: str, status: str, color: tuple[int, int, int]) -> Image.Image:
+    picture = Image.fromarray(frame.image)
+    height = round(WIDTH * picture.height / picture.width)
+    # The instruction's number of lines is the same in all frames, so is the height.
+    title, body, digits = (ImageFont.load_default(size) for size in (15, 12, 12))
+    lines = textwrap.wrap(instruction, 36)
+    canvas = Image.new("RGB", (WIDTH, height + 19 * len(lines) + 46), _PAPER)
+    canvas.paste(picture.resize((WIDTH, height), Image.Resampling.BICUBIC))
+    draw = ImageDraw.Draw(canvas)
+    y = height + 6
+    for line in lines:
+        draw.text((8, y), line, _TEXT, title)
+        y += 19
+    draw.text((8, y), status, color, body)
+    draw.text((8, y + 17), frame.tokens, _TEXT, digits)
+    return canvas
+
+
+def _with_one_palette(frames: list[Image.Image]) -> list[Image.Image]:
+    """Quantizes all frames to the same colours, so that still surfaces do not flicker."""
+    width, height = frames[0].size
+    strip = Image.new("RGB", (width, height * len(frames)))
+    for number, frame in enumerate(frames):
+        strip.paste(frame, (0, number * height))
+    palette = strip.quantize(_COLORS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]

@@ -1,0 +1,341 @@
+"""Closed loop: episodes run in parallel simulators, one model call for all that are running."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from vla_jax.actions.spec import ActionSpec
+from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.evaluation.base import Result
+from vla_jax.evaluation.media import Frame, save_rollout
+from vla_jax.evaluation.statistics import share_of
+
+if TYPE_CHECKING:
+    from vla_jax.decoding.policy import Policy
+
+MAX_ATTEMPTS = 4
+"""A lost episode is run again; one that is lost every time means a broken simulator."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One episode to run; everything that happens in it follows from these and the agent.
+
+    Attributes:
+      number: counts from 0.
+      seed, options: of `TabletopEnv.reset`.
+    """
+
+    number: int
+    seed: int
+    options: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What an agent gets to see of one running episode."""
+
+    plan: Plan
+    step: int  # actions done so far
+    observation: Mapping[str, np.ndarray]
+    info: Mapping[str, Any]
+
+
+class Moves(NamedTuple):
+    """What an agent does in n running episodes."""
+
+    actions: list[Any]  # what the pool's `step` takes, one an episode
+    tokens: list[str]  # action strings, for videos
+
+
+Agent = Callable[[Sequence[View]], Moves]
+
+
+class Pool(Protocol):
+    """The part of `envs.pool.EnvPool` that is used here. Keys are numbers of environments.
+
+    A result is None where its worker was lost.
+    """
+
+    @property
+    def num_envs(self) -> int: ...
+
+    def reset(self, requests: dict[int, tuple[int, dict[str, Any]]]) -> dict[int, Any]: ...
+
+    def step(self, actions: dict[int, Any]) -> dict[int, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A finished episode.
+
+    Attributes:
+      ended: "terminate" (the agent said so), "goal held" or "time limit".
+      attempts: 1 + how often it was lost with its worker and run again.
+    """
+
+    number: int
+    seed: int
+    family: str
+    instruction: str
+    success: bool
+    steps: int
+    ended: str
+    attempts: int
+
+
+class _Running:
+    """An episode in progress in one environment."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.step = 0
+        self.observation: Mapping[str, np.ndarray] = {}
+        self.info: Mapping[str, Any] = {}
+        self.frames: list[Frame] = []
+
+    @property
+    def view(self) -> View:
+        return View(self.plan, self.step, self.observation, self.info)
+
+
+def policy_agent(policy: Policy) -> Agent:
+    """The policy sees the picture and the instruction, nothing else."""
+
+    def act(views: Sequence[View]) -> Moves:
+        images = np.stack([v.observation["image"] for v in views])
+        actions, ids = policy.act(images, [v.info["instruction"] for v in views])
+        return Moves(list(actions), [policy.action_tokenizer.text(row) for row in ids])
+
+    return act
+
+
+def random_agent(spec: ActionSpec, tokenizer: UniformTokenizer | None = None) -> Agent:
+    """Uniform within the bounds, and never ends the episode itself.
+
+    What it does depends on the episode and the step, not on what else is running.
+    """
+
+    def act(views: Sequence[View]) -> Moves:
+        actions = []
+        for view in views:
+            rng = np.random.default_rng((view.plan.seed, view.step))
+            action = rng.uniform(spec.low, spec.high).astype(np.float32)
+            action[[d.unit == "flag" for d in spec.dimensions]] = 0.0
+            actions.append(action)
+        tokens = [""] * len(actions)
+        if tokenizer is not None:
+            tokens = [tokenizer.text(row) for row in tokenizer.encode(np.stack(actions))]
+        return Moves(actions, tokens)
+
+    return act
+
+
+def expert_agent(views: Sequence[View]) -> Moves:
+    """The scripted expert, which acts inside the worker because it sees the simulator's state."""
+    return Moves([None] * len(views), [""] * len(views))
+
+
+def make_plans(
+    count: int, seed: int, families: Sequence[str], concepts: Sequence[str]
+) -> list[Plan]:
+    """Episodes that go round the families, with seeds `seed`, `seed` + 1, ..."""
+    return [
+        Plan(i, seed + i, {"family": families[i % len(families)], "concepts": tuple(concepts)})
+        for i in range(count)
+    ]
+
+
+def run_episodes(
+    pool: Pool,
+    plans: Sequence[Plan],
+    agent: Agent,
+    *,
+    label: str,
+    finished: Callable[[Outcome, list[Frame]], None] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Outcome]:
+    """Runs every plan once to its end; episodes that are lost with a worker are run again.
+
+    Args:
+      pool: simulators; each runs one episode at a time, and the next one when that ends.
+      agent: decides for all running episodes together.
+      label: for progress lines.
+      finished: called with each outcome and its frames. Without it no frames are kept.
+      progress: prints a line; None: stderr.
+
+    Returns:
+      In the order of `plans`.
+
+    Raises:
+      RuntimeError: an episode was lost `MAX_ATTEMPTS` times.
+    """
+    waiting = collections.deque(plans)
+    attempts = collections.Counter(plan.number for plan in plans)
+    running: dict[int, _Running] = {}
+    done: dict[int, Outcome] = {}
+    meter = _Meter(label, len(plans), progress)
+
+    def lose(index: int) -> None:
+        plan = running.pop(index).plan
+        if attempts[plan.number] >= MAX_ATTEMPTS:
+            raise RuntimeError(
+                f"{label}: episode {plan.number} (seed {plan.seed}) was lost with its worker "
+                f"{MAX_ATTEMPTS} times: its simulator crashes or hangs; run it alone to see why"
+            )
+        attempts[plan.number] += 1
+        waiting.appendleft(plan)
+
+    while waiting or running:
+        free = [i for i in range(pool.num_envs) if i not in running]
+        started = {i: _Running(waiting.popleft()) for i in free[: len(waiting)]}
+        running.update(started)
+        if started:
+            requests = {i: (r.plan.seed, dict(r.plan.options)) for i, r in started.items()}
+            for i, result in pool.reset(requests).items():
+                if result is None:
+                    lose(i)
+                else:
+                    running[i].observation, running[i].info = result
+        if not running:
+            continue
+        indices = list(running)
+        moves = agent([running[i].view for i in indices])
+        for i, tokens in zip(indices, moves.tokens):
+            if finished is not None:
+                running[i].frames.append(Frame(running[i].observation["image"], tokens))
+        results = pool.step(dict(zip(indices, moves.actions)))
+        for i, action in zip(indices, moves.actions):
+            if results[i] is None:
+                lose(i)
+                continue
+            outcome = _advance(running[i], results[i], action, attempts)
+            if outcome is not None:
+                done[outcome.number] = outcome
+                frames = running.pop(i).frames
+                if finished is not None:
+                    finished(outcome, frames)
+        meter.show(done.values())
+    meter.show(done.values(), last=True)
+    return [done[plan.number] for plan in plans]
+
+
+def _advance(
+    episode: _Running, result: Any, action: Any, attempts: collections.Counter[int]
+) -> Outcome | None:
+    """Takes in one step's result; returns the outcome if the episode has ended."""
+    episode.observation, _, terminated, truncated, episode.info = result
+    episode.step += 1
+    if not (terminated or truncated):
+        return None
+    if episode.frames:
+        episode.frames.append(Frame(episode.observation["image"], ""))
+    plan, info = episode.plan, episode.info
+    said_so = action is None or action[0] > 0.5
+    ended = "time limit" if truncated else "terminate" if said_so else "goal held"
+    return Outcome(
+        number=plan.number,
+        seed=plan.seed,
+        family=info["family"],
+        instruction=info["instruction"],
+        success=bool(info["success"]),
+        steps=episode.step,
+        ended=ended,
+        attempts=attempts[plan.number],
+    )
+
+
+class _Meter:
+    """A line every few seconds."""
+
+    def __init__(self, label: str, total: int, progress: Callable[[str], None] | None):
+        self._label, self._total = label, total
+        self._print = progress or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._start = self._shown = time.monotonic()
+
+    def show(self, done, *, last: bool = False) -> None:
+        now, count = time.monotonic(), len(done)
+        if not last and (now - self._shown < 5 or not count):
+            return
+        self._shown = now
+        wins = sum(o.success for o in done)
+        spent = now - self._start
+        left = spent / count * (self._total - count) if count else 0
+        when = f"{spent:.0f} s" if last else f"ETA {int(left // 60)}:{int(left % 60):02d}"
+        share = f"{wins / count:.0%}" if count else "-"
+        self._print(f"{self._label}: {count}/{self._total} episodes, success {share}, {when}")
+
+
+def summarize(outcomes: Sequence[Outcome]) -> Result:
+    """Success per family and in all, with 95% Wilson intervals.
+
+    Families come in the order in which they first appear.
+    """
+    families = list(dict.fromkeys(o.family for o in outcomes))
+    rows = []
+    for family in families:
+        mine = [o for o in outcomes if o.family == family]
+        wins = [o for o in mine if o.success]
+        rows.append(
+            {
+                "family": family,
+                **share_of(len(wins), len(mine)),
+                "mean_steps": float(np.mean([o.steps for o in mine])),
+            }
+        )
+    return {
+        "total": share_of(sum(o.success for o in outcomes), len(outcomes)),
+        "families": rows,
+        "mean_steps": float(np.mean([o.steps for o in outcomes])) if outcomes else None,
+        "ended": dict(collections.Counter(o.ended for o in outcomes)),
+        "lost_and_rerun": sum(o.attempts - 1 for o in outcomes),
+        "episodes": [dataclasses.asdict(o) for o in outcomes],
+    }
+
+
+class Videos:
+    """Saves the first few successes and failures of each family.
+
+    Args:
+      media: directory; files are named after `label`.
+      per_outcome: how many of each.
+    """
+
+    def __init__(self, media: Path, label: str, per_outcome: int):
+        self._media, self._label, self._per_outcome = media, label, per_outcome
+        self._counts: collections.Counter[tuple[str, bool]] = collections.Counter()
+        self.saved: list[dict[str, Any]] = []
+
+    def offer(self, outcome: Outcome, frames: list[Frame]) -> None:
+        key = outcome.family, outcome.success
+        if self._counts[key] >= self._per_outcome:
+            return
+        self._counts[key] += 1
+        result = "success" if outcome.success else "failure"
+        path = self._media / f"{self._label}_{outcome.family}_{result}_{outcome.number}.gif"
+        save_rollout(
+            path,
+            frames,
+            instruction=outcome.instruction,
+            outcome=f"{result} after {outcome.steps} steps ({outcome.ended})",
+            success=outcome.success,
+        )
+        self.saved.append(
+            {
+                "path": f"{self._media.name}/{path.name}",
+                "pool": self._label,
+                "family": outcome.family,
+                "success": outcome.success,
+                "instruction": outcome.instruction,
+                "steps": outcome.steps,
+                "seed": outcome.seed,
+            }
+        )
