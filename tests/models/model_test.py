@@ -1,0 +1,193 @@
+"""The model against NumPy references and its own other forms."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from vla_jax.models.attention import attend, prefix_lm_mask, rope
+from vla_jax.models.decoder import FeedForward, RMSNorm
+from vla_jax.models.linear import Dense, LayerNorm
+from vla_jax.models.presets import ModelConfig
+from vla_jax.models.vit import Convolution, PatchEmbedding
+from vla_jax.models.vla import Vla, init_params
+
+CONFIG = ModelConfig("tiny", image_size=28, compute_dtype="float32")
+RNG = np.random.default_rng(0)
+
+
+def _inputs(batch: int = 3, length: int = 10):
+    images = RNG.integers(0, 256, (batch, 1, 28, 28, 3), np.uint8)
+    tokens = RNG.integers(4, 4000, (batch, length)).astype(np.int32)
+    prompt = np.array([6, 4, 2])[:batch, None]
+    position = np.arange(length)
+    valid = position < prompt + 4
+    return images, tokens, (position >= prompt) & valid, valid
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(CONFIG, jax.random.key(0))
+
+
+def test_parameter_tree_is_paligemmas():
+    golden = Path(__file__).parents[1] / "golden/paligemma_3b_tree.json"
+    shapes = jax.eval_shape(lambda: init_params(ModelConfig("paligemma_3b"), jax.random.key(0)))
+    flat = {"/".join(k): list(v.shape) for k, v in flatten_dict(shapes).items()}
+    assert flat == json.loads(golden.read_text())
+
+
+def test_attention_equals_loops():
+    q = RNG.normal(size=(2, 3, 4, 8)).astype(np.float32)
+    k, v = RNG.normal(size=(2, 2, 5, 2, 8)).astype(np.float32)
+    mask = RNG.random((2, 3, 5)) < 0.6
+    mask[..., 0] = True
+    want = np.zeros_like(q)
+    for b, t, n in np.ndindex(2, 3, 4):
+        score = k[b, :, n // 2] @ q[b, t, n] / np.sqrt(8)
+        p = np.where(mask[b, t], np.exp(score - score.max()), 0)
+        want[b, t, n] = (p / p.sum()) @ v[b, :, n // 2]
+    np.testing.assert_allclose(attend(q, k, v, mask), want, atol=1e-5)
+
+
+def test_rope_rotates_pairs_as_complex_numbers():
+    x = RNG.normal(size=(1, 7, 2, 8)).astype(np.float32)
+    positions = np.array([[0, 1, 2, 3, 50, 51, 900]])
+    turn = np.exp(1j * positions[..., None] * 10_000.0 ** (-np.arange(4) / 4))[:, :, None]
+    z = (x[..., :4] + 1j * x[..., 4:]) * turn
+    want = np.concatenate([z.real, z.imag], -1)
+    np.testing.assert_allclose(rope(x, positions, 10_000.0), want, atol=1e-4)
+
+
+def test_mask_equals_its_definition():
+    valid = np.array([[1, 1, 1, 1, 1, 0]], bool)
+    causal = np.array([[0, 0, 1, 1, 0, 0]], bool)  # the fifth joins the block of the fourth
+    want = [[1, 1, 0, 0, 0, 0]] * 2 + [[1, 1, 1, 0, 0, 0]] + [[1, 1, 1, 1, 1, 0]] * 3
+    assert np.array_equal(prefix_lm_mask(valid, causal)[0], np.array(want, bool))
+
+
+def test_layers_equal_numpy():
+    x = RNG.normal(size=(2, 3, 6)).astype(np.float32)
+
+    def run(module, x=x):
+        p = module.init(jax.random.key(1), x)["params"]
+        p = jax.tree.map(lambda a: a + RNG.normal(size=a.shape).astype(np.float32), p)
+        return np.asarray(module.apply({"params": p}, x)), p
+
+    got, p = run(RMSNorm())
+    want = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * (1 + p["scale"])
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    got, p = run(LayerNorm())
+    want = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(got, want * p["scale"] + p["bias"], atol=1e-5)
+    got, p = run(Dense((2, 4)))
+    np.testing.assert_allclose(got, np.tensordot(x, p["kernel"], 1) + p["bias"], atol=1e-5)
+    got, p = run(FeedForward(5))
+    gate, up = x @ p["gating_einsum"][0], x @ p["gating_einsum"][1]
+    gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    np.testing.assert_allclose(got, (gelu * up) @ p["linear"], atol=1e-5)
+    image = RNG.normal(size=(2, 8, 8, 3)).astype(np.float32)
+    got, p = run(PatchEmbedding(5, 4), image)
+    want = [
+        np.tensordot(image[b, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4], p["kernel"], 3) + p["bias"]
+        for b, i, j in np.ndindex(2, 2, 2)
+    ]
+    np.testing.assert_allclose(got, np.reshape(want, (2, 4, 5)), atol=1e-4)
+    got, p = run(Convolution(5, 3, 2), image)
+    padded = np.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    want = [
+        np.tensordot(padded[b, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3], p["kernel"], 3) + p["bias"]
+        for b, i, j in np.ndindex(2, 4, 4)
+    ]
+    np.testing.assert_allclose(got, np.reshape(want, (2, 4, 4, 5)), atol=1e-4)
+
+
+@pytest.mark.parametrize("image_sees_text", [True, False])
+def test_prefill_and_steps_equal_the_full_forward(params, image_sees_text):
+    """Prompts of different lengths in one batch."""
+    model = Vla(dataclasses.replace(CONFIG, image_sees_text=image_sees_text))
+    images, tokens, causal, valid = _inputs()
+    full = model.apply({"params": params}, images, tokens, causal, valid)
+    lengths = np.array([6, 4, 2])
+    prompt = np.arange(6) < lengths[:, None]
+    hidden, cache, seen = model.apply(
+        {"params": params}, images, tokens[:, :6], prompt, max_new_tokens=4, method="prefill"
+    )
+    steps = [hidden]
+    for i in range(4):
+        token = tokens[np.arange(3), lengths + i]
+        hidden, cache, seen = model.apply(
+            {"params": params}, token, cache, seen, jnp.int32(4 + 6 + i), method="decode_step"
+        )
+        steps.append(hidden)
+    steps = np.stack(steps, axis=1)
+    for row, n in enumerate(lengths):
+        np.testing.assert_allclose(steps[row], full[row, n - 1 : n + 4], atol=1e-5)
+
+
+def test_padding_changes_nothing(params):
+    images, tokens, causal, valid = _inputs()
+    model = Vla(CONFIG)
+    full = model.apply({"params": params}, images, tokens, causal, valid)
+    other = np.where(valid, tokens, 77)
+    again = model.apply({"params": params}, images, other, causal, valid)
+    np.testing.assert_array_equal(np.where(valid[..., None], full - again, 0), 0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"unroll_layers": True}, {"remat": "full"}, {"remat": "dots"}], ids=str
+)
+def test_other_forms_of_the_layers_agree(params, change):
+    images, tokens, causal, valid = _inputs()
+
+    def loss(params, config):
+        out = Vla(config).apply({"params": params}, images, tokens, causal, valid)
+        return jnp.sum(jnp.where(valid[..., None], out, 0) ** 2)
+
+    want, want_grad = jax.value_and_grad(loss)(params, CONFIG)
+    got, got_grad = jax.value_and_grad(loss)(params, dataclasses.replace(CONFIG, **change))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), got_grad, want_grad)
+
+
+def test_images_ignore_the_question_only_if_asked(params):
+    """Two texts about one picture: a text's states change with the other one's tokens, or not."""
+    images, tokens, causal, valid = _inputs(1)
+    segment = (np.arange(10) >= 5).astype(np.int32)[None] + 1
+    model = Vla(dataclasses.replace(CONFIG, image_sees_text=False))
+    other = np.where(segment == 2, tokens + 1, tokens)
+    a, b = (
+        model.apply({"params": params}, images, t, causal, valid, segment) for t in (tokens, other)
+    )
+    np.testing.assert_array_equal(a[:, :5], b[:, :5])
+    assert np.abs(a[:, 5:] - b[:, 5:]).max() > 1e-3
+    with pytest.raises(ValueError, match="image_sees_text"):
+        Vla(CONFIG).apply({"params": params}, images, tokens, causal, valid, segment)
+
+
+def test_bfloat16_keeps_float32_parameters_and_is_close(params):
+    images, tokens, causal, valid = _inputs()
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    want = Vla(CONFIG).apply({"params": params}, images, tokens, causal, valid)
+    got = Vla(config).apply({"params": params}, images, tokens, causal, valid)
+    assert got.dtype == jnp.bfloat16
+    assert np.abs(np.asarray(got, np.float32) - want).max() < 0.15
+
+
+def test_wrong_image_size_and_preset_are_refused(params):
+    images, tokens, causal, valid = _inputs()
+    with pytest.raises(ValueError, match="28 x 28"):
+        Vla(CONFIG).apply({"params": params}, images[:, :, :14], tokens, causal, valid)
+    with pytest.raises(ValueError, match="did you mean 'paligemma_3b'"):
+        ModelConfig("paligema_3b")
+    with pytest.raises(ValueError, match="multiple of the patch size 14"):
+        ModelConfig("tiny", image_size=30)
