@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vla_jax.data.generate import ImageTextRow
-from vla_jax.data.tfds_writer import EpisodeRow
+from vla_jax.data.staged import EpisodeRow
 
 SIZE = 32
 LENGTHS = (3, 5, 1, 4, 6)  # steps of episodes 0 .. 4; 4 is the test split

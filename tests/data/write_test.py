@@ -17,6 +17,7 @@ from vla_jax.data.generate import corpus_rows, encode_image
 from vla_jax.data.sources.episodes import EpisodeSource
 from vla_jax.data.tfds_writer import write_episodes
 from vla_jax.data.write import main
+from vla_jax.envs.tabletop.config import CONFIGS
 
 
 def test_plain_tfds_reads_the_episodes(robot_data, spec):
@@ -136,6 +137,72 @@ def test_corpus_rows_are_those_of_the_corpus_in_order():
         assert {k: v for k, v in expected.items() if k != "image"} == {
             k: v for k, v in row.items() if k != "image"
         }
+
+
+@pytest.fixture
+def staged(tmp_path, spec):
+    directory = tmp_path / "staged"
+    directory.mkdir()
+    (directory / "metadata.json").write_text(json.dumps({"action_spec": spec.to_json()}))
+    for number, one in enumerate(episodes()):
+        images = one["images"]["image"]
+        np.savez(
+            directory / f"episode_{number:06d}.npz",
+            image_bytes=np.frombuffer(b"".join(images), np.uint8),
+            image_ends=np.cumsum([len(i) for i in images]),
+            state=one["state"],
+            action=one["action"],
+            instruction=one["instruction"],
+            family="pick",
+            seed=one["metadata"]["seed"],
+        )
+    # What a killed worker leaves.
+    (directory / "episode_000009.partial.npz").write_bytes(b"half")
+    return directory
+
+
+def test_staged_episodes_become_a_data_set(staged, tmp_path, spec):
+    out = tmp_path / "robot/1.0.0"
+    assert main(["episodes", "--staged", str(staged), "--out", str(out), "--test_every", "5"]) == 0
+    source = EpisodeSource("robot", out, expected_spec=spec)
+    assert len(source) == sum(LENGTHS[:4])
+    assert source.read(8).images == (encoded(200),)
+    [found] = tfds.builder_from_directory(out).as_data_source("test")
+    assert found["episode_metadata"] == {"seed": 1004, "family": b"pick"}
+    assert [s["reward"] for s in found["steps"]] == [0, 0, 0, 0, 0, 1]
+
+
+def test_the_table_tops_own_episodes_become_a_data_set(tmp_path):
+    command = [
+        sys.executable, "-m", "vla_jax.envs.episodes", "--out", str(tmp_path / "staged"),
+        "--episodes", "2", "--workers", "1",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "robot"
+    assert main(["episodes", "--staged", str(tmp_path / "staged"), "--out", str(out)]) == 0
+    source = EpisodeSource("robot", out, expected_spec=CONFIGS["demo"].action_spec)
+    assert source.num_episodes == 2
+    for index in range(len(source)):
+        example = source.read(index)
+        assert pixels(example.images[0]).shape == (112, 112, 3)
+        last = index + 1 == len(source) or source.locate(index + 1)[1] == 0
+        assert example.action[0, 0] == last  # terminate
+
+
+def test_bad_staged_episodes_are_named(staged, tmp_path, capsys):
+    def run(directory):
+        return main(["episodes", "--staged", str(directory), "--out", str(tmp_path / "out")])
+
+    (staged / "episode_000003.npz").write_bytes(b"PK\3\4 damaged")
+    assert run(staged) == 2
+    assert "episode_000003.npz cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (staged / "metadata.json").write_text("{}")
+    assert run(staged) == 2
+    assert "no ActionSpec under 'action_spec'" in capsys.readouterr().err
+    assert run(tmp_path / "empty") == 2
+    assert "holds no staged episodes: make them with" in capsys.readouterr().err
 
 
 def test_the_command_writes_a_data_set(tmp_path, capsys):

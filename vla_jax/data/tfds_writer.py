@@ -13,8 +13,8 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NotRequired, TypedDict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -23,21 +23,10 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data.generate import ImageTextRow
 from vla_jax.data.sources.episodes import SPEC_KEY
+from vla_jax.data.staged import EpisodeRow
 
 FileFormat = Literal["array_record", "tfrecord"]
 EPISODES_PER_SHARD, ROWS_PER_SHARD = 256, 16_384
-
-
-class EpisodeRow(TypedDict):
-    """One episode of n steps. `action[t]` is what was done after seeing `observation[...][t]`."""
-
-    images: Mapping[str, Sequence[bytes | np.ndarray]]  # view name -> n encoded, or uint8 [h, w, 3]
-    state: np.ndarray  # float32 [n, S]
-    action: np.ndarray  # float32 [n, A], physical units
-    instruction: str
-    success: bool  # reward 1 at the last step
-    metadata: Mapping[str, str | int | float | bool]  # same keys in every episode
-    split: NotRequired[str]  # overrides `test_every`
 
 
 def write_episodes(

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from vla_jax.data.generate import corpus_rows
+from vla_jax.data.staged import StagedEpisodes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +79,20 @@ def _image_text(options: argparse.Namespace) -> None:
 
 
 def _episodes(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from vla_jax.data.tfds_writer import write_episodes
+
+    staged = StagedEpisodes(options.staged)
+    write_episodes(
+        staged,
+        options.out,
+        staged.spec,
+        name="robot_episodes",
+        description="Episodes of a scripted expert, one instruction each.",
+        test_every=options.test_every,
+        total=len(staged),
+        file_format=options.file_format,
+        overwrite=options.overwrite,
+    )
 
 
 if __name__ == "__main__":
