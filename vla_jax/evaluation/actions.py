@@ -71,7 +71,9 @@ class ActionEvaluator:
             raise ValueError(f"evaluator {self.name!r} was given no samples")
         result = score(
             spec,
-            *(np.concatenate(part) for part in (said, truth, valid)),
+            np.concatenate(said),
+            np.concatenate(truth),
+            np.concatenate(valid),
             np.concatenate(ids_equal),
         )
         return {**result, "examples": examples}
@@ -96,7 +98,7 @@ def score(
     """
     sums = Sums()
     sums.add("token_accuracy", ids_equal, valid)
-    sums.add("all_tokens", (ids_equal | ~valid).all(axis=1))
+    sums.add("all_tokens", np.all(ids_equal | ~valid, axis=1))
     rows = []
     for a, dim in enumerate(spec.dimensions):
         mine = valid[:, a]

@@ -14,6 +14,7 @@ import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.envs.pool import Transition
 from vla_jax.evaluation.base import Result
 from vla_jax.evaluation.media import Frame, save_rollout
 from vla_jax.evaluation.statistics import share_of
@@ -52,7 +53,7 @@ class View:
 class Moves(NamedTuple):
     """What an agent does in n running episodes."""
 
-    actions: list[Any]  # what the pool's `step` takes, one an episode
+    actions: list[np.ndarray | None]  # float32 [A] each; None: the scripted expert's
     tokens: list[str]  # action strings, for videos
 
 
@@ -62,15 +63,17 @@ Agent = Callable[[Sequence[View]], Moves]
 class Pool(Protocol):
     """The part of `envs.pool.EnvPool` that is used here. Keys are numbers of environments.
 
-    A result is None where its worker was lost.
+    A result is None where its worker was lost. An action of None is the scripted expert's.
     """
 
     @property
     def num_envs(self) -> int: ...
 
-    def reset(self, requests: dict[int, tuple[int, dict[str, Any]]]) -> dict[int, Any]: ...
+    def reset(
+        self, requests: Mapping[int, tuple[int, dict[str, Any] | None]]
+    ) -> Mapping[int, tuple[dict[str, np.ndarray], dict[str, Any]] | None]: ...
 
-    def step(self, actions: dict[int, Any]) -> dict[int, Any]: ...
+    def step(self, actions: Mapping[int, np.ndarray | None]) -> Mapping[int, Transition | None]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,11 +216,12 @@ def run_episodes(
             if finished is not None:
                 running[i].frames.append(Frame(running[i].observation["image"], tokens))
         results = pool.step(dict(zip(indices, moves.actions)))
-        for i, action in zip(indices, moves.actions):
-            if results[i] is None:
+        for i in indices:
+            transition = results[i]
+            if transition is None:
                 lose(i)
                 continue
-            outcome = _advance(running[i], results[i], action, attempts)
+            outcome = _advance(running[i], transition, attempts)
             if outcome is not None:
                 done[outcome.number] = outcome
                 frames = running.pop(i).frames
@@ -229,18 +233,19 @@ def run_episodes(
 
 
 def _advance(
-    episode: _Running, result: Any, action: Any, attempts: collections.Counter[int]
+    episode: _Running, transition: Transition, attempts: collections.Counter[int]
 ) -> Outcome | None:
-    """Takes in one step's result; returns the outcome if the episode has ended."""
-    episode.observation, _, terminated, truncated, episode.info = result
+    """Takes in one step; returns the outcome if the episode has ended."""
+    episode.observation, episode.info = transition.observation, transition.info
     episode.step += 1
-    if not (terminated or truncated):
+    if not (transition.terminated or transition.truncated):
         return None
     if episode.frames:
         episode.frames.append(Frame(episode.observation["image"], ""))
     plan, info = episode.plan, episode.info
-    said_so = action is None or action[0] > 0.5
-    ended = "time limit" if truncated else "terminate" if said_so else "goal held"
+    ended = "time limit"
+    if transition.terminated:
+        ended = "terminate" if transition.action[0] > 0.5 else "goal held"
     return Outcome(
         number=plan.number,
         seed=plan.seed,
