@@ -56,9 +56,16 @@ def _views(buffer: memoryview, batch_size: int, image_size: int) -> dict[str, np
 
 def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> None:
     """Worker process: makes batches start + worker, + workers, ... into its own slots."""
-    corpus = Corpus(
-        args.image_size, seed=args.seed, split="train", background_share=args.background_share
-    )
+    corpora = [
+        Corpus(
+            args.image_size,
+            seed=args.seed,
+            split="train",
+            background_share=args.background_share,
+            max_pictures=most,
+        )
+        for most in (1, 2, 5)
+    ]
     builder = SequenceBuilder(
         Vocabulary(), None, max_tokens=MAX_TOKENS, max_answer_tokens=MAX_ANSWER_TOKENS
     )
@@ -66,6 +73,8 @@ def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> N
     views = [_views(slot.buf, args.batch_size, args.image_size) for slot in slots]
     for number in range(start + worker, args.steps, workers):
         slot = free.get()
+        # One picture, then two, then all: where things are comes before which is which.
+        corpus = corpora[sum(number >= step for step in args.curriculum)]
         for row in range(args.batch_size):
             image, texts = corpus.questions(number * args.batch_size + row, QUESTIONS)
             built = pack_row(
@@ -191,6 +200,14 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=512)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--compute_dtype", default="float32")
+    parser.add_argument(
+        "--curriculum",
+        type=int,
+        nargs=2,
+        default=(500, 1100),
+        help="steps from which a scene has up to two, and up to five pictures",
+    )
+    parser.add_argument("--integer_smoothing", type=float, default=3.0, help="in bins")
     parser.add_argument("--background_share", type=float, default=0.05)
     parser.add_argument("--warmup_steps", type=int, default=500)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
@@ -233,10 +250,11 @@ def main() -> None:
         mesh,
         max_answer_tokens=ROW_LOSS_TOKENS,
         num_sources=1,
+        integer_smoothing=args.integer_smoothing,
     )
     stop = min(args.stop_at or args.steps, args.steps)
     train_config = TrainConfig(
-        steps=stop, batch_size=args.batch_size, log_every=200, checkpoint_every=400
+        steps=stop, batch_size=args.batch_size, log_every=100, checkpoint_every=100
     )
     builder = SequenceBuilder(
         Vocabulary(), None, max_tokens=MAX_TOKENS, max_answer_tokens=MAX_ANSWER_TOKENS

@@ -6,6 +6,7 @@ resume after an interruption.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from vla_jax import config as config_lib
 from vla_jax.build import build_training
 from vla_jax.checkpoints.manager import Checkpoints
 from vla_jax.config import Config
+from vla_jax.training.flops import matmul_flops_per_s, train_flops_per_sample
 from vla_jax.training.loop import fit
 from vla_jax.training.metrics import MetricWriter
 from vla_jax.training.step import TrainState, make_train_step
@@ -46,9 +48,10 @@ def train(config: Config, workdir: str) -> TrainState:
             run.mesh,
             max_answer_tokens=config.data.max_answer_tokens,
             num_sources=len(run.sources),
+            integer_smoothing=config.train.integer_smoothing,
         )
         with MetricWriter(directory, start) as writer:
-            return fit(
+            state = fit(
                 state,
                 step,
                 run.loader(start),
@@ -60,6 +63,22 @@ def train(config: Config, workdir: str) -> TrainState:
                 save=lambda step, state: checkpoints.save(state, run.meta(step)),
                 print_line=lambda line: print(line, flush=True),
             )
+    _write_speed(config, directory)
+    return state
+
+
+def _write_speed(config: Config, directory: Path) -> None:
+    """`speed.json`: what the reports compare the measured steps with."""
+    data = config.data
+    speed = {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "train_flops_per_sample": train_flops_per_sample(
+            config.model, data.max_tokens, data.max_answer_tokens
+        ),
+        "matmul_flops_per_s": matmul_flops_per_s(config.model.compute_dtype),
+    }
+    (directory / "speed.json").write_text(json.dumps(speed, indent=2) + "\n")
 
 
 def _require_writable(directory: Path) -> None:

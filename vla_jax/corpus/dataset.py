@@ -42,6 +42,7 @@ class Corpus:
       split: "train" and "test" differ in every scene; concepts are the same.
       background_share: how much of the pictures is the long tail of all other emoji; a small model
         on a small budget learns the curated ones better with less of it.
+      max_pictures: most pictures in a scene; fewer make an easier corpus to start with.
 
     Raises ValueError for an unknown split or images under 32 pixels.
     """
@@ -52,13 +53,14 @@ class Corpus:
         seed: int = 0,
         split: str = "train",
         background_share: float = 0.3,
+        max_pictures: int = 5,
     ):
         _require_split(split)
         if image_size < 32:
             raise ValueError(f"image_size {image_size} is too small to show pictures: use >= 32")
         self.image_size, self.seed, self.split = image_size, seed, split
         self._bank = PictureBank()
-        self._maker = QuestionMaker(self._bank, image_size, background_share)
+        self._maker = QuestionMaker(self._bank, image_size, background_share, max_pictures)
         self._painter = Painter(self._bank)
         self._easy_vqa = EasyVqa(split, image_size)
 

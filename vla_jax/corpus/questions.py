@@ -84,7 +84,10 @@ def relation(source: Placed, target: Placed, size: int) -> str | None:
 class QuestionMaker:
     """Draws scenes and questions. Everything random comes from the `random.Random` passed in."""
 
-    def __init__(self, bank: PictureBank, size: int, background_share: float = 0.3):
+    def __init__(
+        self, bank: PictureBank, size: int, background_share: float = 0.3, max_pictures: int = 5
+    ):
+        self.max_pictures = max_pictures
         self.bank = bank
         self.size = size
         self.background_share = background_share
@@ -103,6 +106,8 @@ class QuestionMaker:
     def make(self, rng: random.Random) -> Sample:
         """A sample of a task drawn by `TASK_WEIGHTS`."""
         task = rng.choices(_TASK_NAMES, cum_weights=_CUMULATIVE)[0]
+        if self.max_pictures < 2 and task in _NEED_SEVERAL:
+            task = "point"
         for _ in range(12):
             sample = _TASKS[task](self, rng)
             if sample is not None:
@@ -151,7 +156,8 @@ class QuestionMaker:
         return rng.choice(self._categories[category])
 
     def scene(self, rng: random.Random, low: int = 1, high: int = 5, **options) -> Scene:
-        """Different concepts, `low` to `high` of them."""
+        """Different concepts, `low` to `high` of them, but at most `max_pictures`."""
+        low, high = min(low, self.max_pictures), min(high, self.max_pictures)
         return compose(
             rng, self.keys(rng, rng.randint(low, high)), self.bank, size=self.size, **options
         )
@@ -446,5 +452,6 @@ _ABOUT_ANY = (
     *("point", "point_mat", "detect", "offset", "which", "relation", "name_at", "caption"),
     *("color", "present"),
 )
+_NEED_SEVERAL = ("offset", "which", "relation", "name_at", "category", "count", "numbers")
 _ABOUT_SEVERAL = ("offset", "which", "relation", "name_at")
 """Tasks that can ask about any scene, and those of them that need two objects."""

@@ -107,13 +107,25 @@ class Embedder(nn.Module):
 
     vocab_size: int
     width: int
+    integer_rows: tuple[int, int] | None = None
 
     def setup(self):
+        shape = (self.vocab_size, self.width)
+        self.input_embedding = self.param("input_embedding", self._init, shape)
+
+    def _init(self, rng: jax.Array, shape: tuple[int, int]) -> jax.Array:
         # Rows of length ~1: times sqrt(D) on input they match the residual stream, and logits of a
         # normed hidden state start with unit variance.
-        self.input_embedding = self.param(
-            "input_embedding", nn.initializers.normal(self.width**-0.5), (self.vocab_size, self.width)
-        )
+        table = nn.initializers.normal(self.width**-0.5)(rng, shape)
+        if self.integer_rows is None:
+            return table
+        first, last = self.integer_rows
+        count = last - first
+        # Mixing neighbours with a Gaussian of a sixteenth of the range makes the rows a smooth curve.
+        apart = jnp.arange(count)[:, None] - jnp.arange(count)
+        weights = jnp.exp(-0.5 * (apart / (count / 16)) ** 2)
+        weights /= jnp.sqrt(jnp.sum(weights**2, axis=1, keepdims=True))
+        return table.at[first:last].set(weights @ table[first:last])
 
     def encode(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """int [B, T] -> [B, T, D]."""
@@ -135,7 +147,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         d = self.config.decoder
-        self.embedder = Embedder(d.vocab_size, d.width)
+        self.embedder = Embedder(d.vocab_size, d.width, d.integer_rows)
         b = nn.broadcast
         stack = layer_stack(DecoderBlock, self.config, length=d.depth, in_axes=(0, b, b, b))
         self.layers = stack(self.config)

@@ -36,7 +36,12 @@ class VitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Gemma-style decoder: RMSNorm, rotary positions, grouped-query attention, GeGLU, tied embedding."""
+    """Gemma-style decoder: RMSNorm, rotary positions, grouped-query attention, GeGLU, tied embedding.
+
+    `integer_rows` are the embedding rows [first, last) that stand for the integers 0, 1, 2, ...
+    They start as a smooth curve rather than as unrelated vectors, so what is learnt about one
+    coordinate or action bin holds near it from the first step.
+    """
 
     width: int
     depth: int
@@ -46,15 +51,19 @@ class DecoderConfig:
     head_dim: int
     vocab_size: int
     rope_base: float = 10_000.0
+    integer_rows: tuple[int, int] | None = None
 
+
+# Where the vocabulary that ships with the code keeps `<000>` .. `<255>`.
+_INTEGERS = (4, 260)
 
 PRESETS: dict[str, tuple[VitConfig, DecoderConfig]] = {
     # For tests: compiles and steps in a second or two.
-    "tiny": (VitConfig(32, 2, 64, 2, 14), DecoderConfig(32, 2, 64, 2, 1, 16, 4096)),
+    "tiny": (VitConfig(32, 2, 64, 2, 14), DecoderConfig(32, 2, 64, 2, 1, 16, 4096, integer_rows=_INTEGERS)),
     # The laptop demo's model, and the shape of the small web-trained VLM that ships with the code.
     "demo": (
         VitConfig(128, 4, 512, 4, 16, stem=(48, 96)),
-        DecoderConfig(128, 4, 512, 4, 1, 32, 4096),
+        DecoderConfig(128, 4, 512, 4, 1, 32, 4096, integer_rows=_INTEGERS),
     ),
     # PaliGemma 3B (arXiv 2407.07726): SigLIP So400m/14 and Gemma 2B.
     "paligemma_3b": (

@@ -99,6 +99,18 @@ class Encoder(nn.Module):
         return LayerNorm(name="encoder_norm")(x)
 
 
+def _position_curves(rng: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+    """Sines and cosines of row and column (arXiv 2205.01580) as a start for the learned embedding."""
+    del rng
+    _, patches, width = shape
+    side = round(patches**0.5)
+    y, x = jnp.mgrid[:side, :side].astype(jnp.float32).reshape(2, -1)
+    quarter = width // 4
+    omega = 10_000.0 ** -(jnp.arange(quarter) / quarter)
+    curves = [f(v[:, None] * omega) for v in (y, x) for f in (jnp.sin, jnp.cos)]
+    return jnp.concatenate(curves, axis=1)[None]
+
+
 class Vit(nn.Module):
     """Images -> tokens in the decoder's width (the projector is `head`)."""
 
@@ -112,7 +124,7 @@ class Vit(nn.Module):
         x = self._embed(images.astype(dtype))
         position = self.param(
             "pos_embedding",
-            nn.initializers.normal(vit.width**-0.5),
+            _position_curves,
             (1, config.num_patches, vit.width),
         )
         x = Encoder(config, name="Transformer")(x + position.astype(dtype))

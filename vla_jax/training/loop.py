@@ -34,6 +34,7 @@ class TrainConfig:
       seed: of the fresh parameters.
       log_every, checkpoint_every: steps between.
       keep_checkpoints: newest ones kept.
+      integer_smoothing: see `losses.answer_loss`; in bins, 0 for one-hot targets.
       init_from: parameter file (`.npz`) or run directory to start from; empty for fresh ones.
     """
 
@@ -43,12 +44,17 @@ class TrainConfig:
     log_every: int = 20
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    integer_smoothing: float = 0.0
     init_from: str = ""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if self.integer_smoothing < 0:
+            raise ValueError(
+                f"train.integer_smoothing must be at least 0, got {self.integer_smoothing}"
+            )
 
 
 class Window:

@@ -46,8 +46,13 @@ def answer_loss(
     *,
     max_answer_tokens: int,
     num_sources: int,
+    integer_smoothing: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross-entropy over the answer tokens of the global batch.
+
+    Args:
+      integer_smoothing: standard deviation, in bins, of the target over the integer tokens (soft
+        labels for ordered classes; Diaz and Marathe, CVPR 2019). 0 is RT-2's plain one-hot target.
 
     Returns:
       The loss (nats per token), and float32 [num_sources] sums by source: "loss" (nats), "correct"
@@ -55,7 +60,10 @@ def answer_loss(
       numbers of loss tokens, so a mean of means is biased.
     """
     logits, target, in_loss = answer_logits(model, params, batch, max_answer_tokens)
-    target_logit = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    if integer_smoothing:
+        target_logit = _smoothed_target_logit(model, logits, target, integer_smoothing)
+    else:
+        target_logit = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
     nats = jax.nn.logsumexp(logits, axis=-1) - target_logit
     weight = in_loss.astype(jnp.float32)
     correct = (jnp.argmax(logits, axis=-1) == target) * weight
@@ -70,3 +78,20 @@ def answer_loss(
         for key, value in per_row.items()
     }
     return jnp.sum(by_source["loss"]) / jnp.maximum(jnp.sum(by_source["tokens"]), 1.0), by_source
+
+
+def _smoothed_target_logit(
+    model: Vla, logits: jax.Array, target: jax.Array, deviation: float
+) -> jax.Array:
+    """Expected logit [B, K] under the soft target: for integers a Gaussian over their neighbours."""
+    rows = model.config.decoder.integer_rows
+    if rows is None:
+        raise ValueError(
+            f"train.integer_smoothing needs a preset with integer rows, {model.config.preset!r} has none"
+        )
+    first, last = rows
+    exact = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    apart = (target[..., None] - first - jnp.arange(last - first)).astype(jnp.float32)
+    weight = jax.nn.softmax(-0.5 * jnp.square(apart / deviation), axis=-1)
+    soft = jnp.sum(weight * logits[..., first:last], axis=-1)
+    return jnp.where((target >= first) & (target < last), soft, exact)

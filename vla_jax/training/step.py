@@ -58,6 +58,7 @@ def make_train_step(
     *,
     max_answer_tokens: int,
     num_sources: int,
+    integer_smoothing: float = 0.0,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """The jitted update: (state, batch) -> (state, metrics). The old state is donated.
 
@@ -74,6 +75,7 @@ def make_train_step(
                 batch,
                 max_answer_tokens=max_answer_tokens,
                 num_sources=num_sources,
+                integer_smoothing=integer_smoothing,
             )
 
         (loss, by_source), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])

@@ -1,0 +1,38 @@
+"""The demo's main job: co-fine-tuning on robot episodes and the picture/word corpus together.
+
+Starts from the small web-trained VLM that ships with the code, as RT-2 starts from PaLI-X.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "model": {
+                "preset": "demo",
+                "image_size": 112,
+                "image_sees_text": False,
+                "compute_dtype": "float32",
+                "unroll_layers": True,
+            },
+            "data": {
+                "sources": {
+                    # RT-2's shares: about 50% robot for PaLI-X, 66% for PaLM-E.
+                    "robot": {"kind": "episodes", "path": "demo_out/data/robot", "weight": 2.0},
+                    "web": {"kind": "image_text", "path": "demo_out/data/web", "weight": 1.0},
+                },
+                "max_tokens": 40,
+                "max_answer_tokens": 10,
+                "threads": 1,
+            },
+            "optimizer": {"learning_rate": 1e-3, "warmup_steps": 30, "weight_decay": 1e-4},
+            "train": {
+                "steps": 700,
+                "batch_size": 48,
+                "log_every": 20,
+                "checkpoint_every": 200,
+                "init_from": "vla_jax/checkpoints/assets/vlm_demo.npz",
+            },
+        }
+    )

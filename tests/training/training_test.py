@@ -1,0 +1,215 @@
+"""Loss, optimizer, step and loop: numbers, identities, and what happens when things go wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vla_jax.build import build_training, load_policy
+from vla_jax.checkpoints.manager import Checkpoints
+from vla_jax.config import Config
+from vla_jax.models.vla import Vla
+from vla_jax.schema import from_dict
+from vla_jax.sharding.mesh import MeshConfig, make_mesh, to_global
+from vla_jax.train import train
+from vla_jax.training.losses import answer_loss
+from vla_jax.training.metrics import MetricWriter, read_metrics
+from vla_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from vla_jax.training.step import make_train_step
+
+GOLDEN = Path(__file__).parents[1] / "golden/loss_curve.json"
+
+
+def make_config(data_sets, **changes) -> Config:
+    robot, web = data_sets
+    config = from_dict(
+        Config,
+        {
+            "model": {"preset": "tiny", "image_size": 28, "compute_dtype": "float32"},
+            "data": {
+                "sources": {
+                    "robot": {"kind": "episodes", "path": str(robot), "weight": 2},
+                    "web": {"kind": "image_text", "path": str(web), "weight": 1},
+                },
+                "max_tokens": 40,
+                "max_answer_tokens": 10,
+            },
+            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 1, "decay": "constant"},
+            "train": {"steps": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 2},
+            "mesh": {"data": -1},
+        },
+    )
+    for path, value in changes.items():
+        section, key = path.split("__")
+        part = dataclasses.replace(getattr(config, section), **{key: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def _params(workdir) -> dict:
+    return load_policy(workdir, batch_size=1)[0].params
+
+
+def _same(a, b) -> bool:
+    return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
+
+
+def test_loss_equals_numpy(data_sets):
+    run = build_training(make_config(data_sets))
+    state = run.fresh_state()
+    batch = next(run.loader(0))
+    loss, sums = answer_loss(
+        Vla(run.config.model), state["params"], batch, max_answer_tokens=10, num_sources=2
+    )
+    hidden = Vla(run.config.model).apply(
+        {"params": state["params"]},
+        *(batch[k] for k in ("images", "tokens", "attend_causal", "valid")),
+    )
+    logits = np.asarray(hidden, np.float64) @ np.asarray(
+        state["params"]["llm"]["embedder"]["input_embedding"], np.float64
+    ).T
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    nats, count = np.zeros(2), np.zeros(2)
+    for b, t in np.argwhere(batch["in_loss"]):
+        nats[batch["source"][b]] -= log_p[b, t - 1, batch["tokens"][b, t]]
+        count[batch["source"][b]] += 1
+    np.testing.assert_allclose(sums["loss"], nats, rtol=1e-5)
+    np.testing.assert_array_equal(sums["tokens"], count)
+    np.testing.assert_array_equal(sums["samples"], np.bincount(batch["source"], minlength=2))
+    np.testing.assert_allclose(loss, nats.sum() / count.sum(), rtol=1e-5)
+    # Robot rows: 8 action tokens and EOS.
+    assert count[0] == 9 * (batch["source"] == 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("decay", "want"),
+    [
+        ("constant", [0.0, 0.5, 1.0, 1.0, 1.0]),
+        ("cosine", [0.0, 0.5, 1.0, 0.5, 0.0]),
+        ("rsqrt", [0.0, 0.5, 1.0, 0.5**0.5, (1 / 3) ** 0.5]),
+    ],
+)
+def test_schedules(decay, want):
+    schedule = make_schedule(OptimizerConfig(2.0, warmup_steps=10, decay=decay), 30)
+    got = [float(schedule(s)) / 2 for s in (0, 5, 10, 20, 30)]
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    with pytest.raises(ValueError, match="warmup_steps 10"):
+        make_schedule(OptimizerConfig(2.0, warmup_steps=10), 10)
+
+
+def test_weight_decay_spares_norms_biases_and_embeddings():
+    params = {"a": {"kernel": jnp.ones(2), "bias": jnp.ones(2), "input_embedding": jnp.ones(2)}}
+    optimizer = make_optimizer(OptimizerConfig(1.0, 1, decay="constant", weight_decay=0.1), 9)
+    state = optimizer.init(params)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for _ in range(2):  # the first update has learning rate 0
+        updates, state = optimizer.update(zero, state, params)
+    new = optax.apply_updates(params, updates)
+    assert new["a"]["kernel"].tolist() == pytest.approx([0.9, 0.9])
+    assert new["a"]["bias"].tolist() == new["a"]["input_embedding"].tolist() == [1, 1]
+
+
+def test_resumed_run_equals_uninterrupted_bitwise(data_sets, tmp_path):
+    config = make_config(data_sets)
+    train(config, str(tmp_path / "whole"))
+    two = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
+    train(two, str(tmp_path / "parts"))
+    train(config, str(tmp_path / "parts"))
+    assert _same(_params(tmp_path / "whole"), _params(tmp_path / "parts"))
+    whole, parts = (read_metrics(tmp_path / d) for d in ("whole", "parts"))
+    assert [r["loss"] for r in whole] == [r["loss"] for r in parts]
+    with Checkpoints(tmp_path / "parts") as checkpoints:
+        meta = checkpoints.meta()
+    assert (meta.step, meta.next_sample) == (4, 32)
+    assert meta.action_spec is not None and meta.action_spec.name == "test"
+
+
+def _losses(config: Config, mesh: MeshConfig, devices, steps: int) -> list[float]:
+    run = build_training(dataclasses.replace(config, mesh=MeshConfig(-1)))
+    run.mesh = make_mesh(mesh, devices)
+    from vla_jax.training.step import state_shardings
+
+    run.shardings = state_shardings(run.abstract, run.optimizer, run.mesh)
+    state = run.fresh_state()
+    step = make_train_step(
+        config.model, run.optimizer, run.shardings, run.mesh, max_answer_tokens=10, num_sources=2
+    )
+    loader, losses = run.loader(0), []
+    for _ in range(steps):
+        state, metrics = step(state, to_global(next(loader), run.mesh))
+        losses.append(float(metrics["loss"]))
+    assert step._cache_size() == 1, "the step was compiled again"
+    return losses
+
+
+def test_one_device_equals_eight(data_sets):
+    config = make_config(data_sets)
+    one = _losses(config, MeshConfig(1), jax.devices()[:1], 5)
+    for mesh in (MeshConfig(8), MeshConfig(2, 4), MeshConfig(2, 2, 2)):
+        np.testing.assert_allclose(_losses(config, mesh, jax.devices(), 5), one, rtol=1e-5)
+
+
+def test_golden_loss_curve(data_sets):
+    """20 steps; a change here changes every run: regenerate it only on purpose (see the README)."""
+    got = _losses(make_config(data_sets), MeshConfig(1), jax.devices()[:1], 20)
+    if not GOLDEN.exists():
+        GOLDEN.write_text(json.dumps([round(x, 5) for x in got]) + "\n")
+    np.testing.assert_allclose(got, json.loads(GOLDEN.read_text()), rtol=1e-3)
+    assert got[-1] < got[0] - 1
+
+
+def test_nan_loss_stops_the_run_and_keeps_the_checkpoint(data_sets, tmp_path):
+    config = make_config(data_sets, optimizer__learning_rate=1e30, optimizer__clip_norm=1e30)
+    with pytest.raises(FloatingPointError, match="last checkpoint is intact"):
+        train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=9)), str(tmp_path))
+
+
+def test_checkpoint_of_another_config_is_refused(data_sets, tmp_path):
+    config = make_config(data_sets, train__steps=2)
+    train(config, str(tmp_path))
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate: the checkpoint has 0\.003"):
+        train(make_config(data_sets, optimizer__learning_rate=1e-3), str(tmp_path))
+    with pytest.raises(ValueError, match=r"data\.seed: the checkpoint has 0, this run has 5"):
+        train(make_config(data_sets, data__seed=5), str(tmp_path))
+    kept = _params(tmp_path)
+    assert _same(kept, _params(tmp_path))
+
+
+def test_start_from_parameters_of_a_run(data_sets, tmp_path):
+    train(make_config(data_sets, train__steps=2), str(tmp_path / "a"))
+    run = build_training(make_config(data_sets, train__init_from=str(tmp_path / "a")))
+    state = run.fresh_state()
+    assert _same(state["params"], _params(tmp_path / "a")) and int(state["step"]) == 0
+    missing = make_config(data_sets, train__init_from=str(tmp_path / "b"))
+    with pytest.raises(FileNotFoundError, match="neither a .npz file nor a run directory"):
+        build_training(missing).fresh_state()
+
+
+def test_bad_setups_name_the_thing(data_sets, tmp_path):
+    with pytest.raises(ValueError, match="batch_size 9 does not divide over 8 devices"):
+        build_training(make_config(data_sets, train__batch_size=9))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        build_training(make_config((data_sets[0], tmp_path / "nowhere")))
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(PermissionError, match="cannot write to --workdir"):
+        train(make_config(data_sets), str(blocked / "run"))
+
+
+def test_metrics_after_resume_hold_each_step_once(tmp_path):
+    with MetricWriter(tmp_path, 0) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # cut off by a crash
+    with MetricWriter(tmp_path, 2) as writer:
+        writer.write(3, {"loss": 30.0})
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+    assert list((tmp_path / "tensorboard").iterdir())
