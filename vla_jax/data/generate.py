@@ -47,12 +47,13 @@ def corpus_rows(
     seed: int = 0,
     workers: int = 2,
     image_format: ImageFormat = "jpeg",
+    background_share: float = 0.3,
 ) -> Iterator[ImageTextRow]:
-    """Samples 0 .. count - 1 of `Corpus(image_size, seed, split)`, in order.
+    """Samples 0 .. count - 1 of `Corpus(image_size, seed, split, background_share)`, in order.
 
     Raises RuntimeError if a worker process dies.
     """
-    make = functools.partial(_make_chunk, split, image_size, seed, image_format)
+    make = functools.partial(_make_chunk, split, image_size, seed, background_share, image_format)
     spans = ((first, min(first + CHUNK, count)) for first in range(0, count, CHUNK))
     # Spawned, because forking a process that runs TensorFlow's threads can hang the child.
     context = multiprocessing.get_context("spawn")
@@ -74,9 +75,15 @@ def corpus_rows(
 
 
 def _make_chunk(
-    split: str, image_size: int, seed: int, image_format: ImageFormat, first: int, last: int
+    split: str,
+    image_size: int,
+    seed: int,
+    background_share: float,
+    image_format: ImageFormat,
+    first: int,
+    last: int,
 ) -> list[ImageTextRow]:
-    corpus = _corpus(image_size, seed, split)
+    corpus = _corpus(image_size, seed, split, background_share)
     rows = []
     for index in range(first, last):
         example = corpus.example(index)
@@ -93,5 +100,5 @@ def _make_chunk(
 
 
 @functools.lru_cache(maxsize=1)
-def _corpus(image_size: int, seed: int, split: str) -> Corpus:
-    return Corpus(image_size, seed, split)
+def _corpus(image_size: int, seed: int, split: str, background_share: float) -> Corpus:
+    return Corpus(image_size, seed, split, background_share)

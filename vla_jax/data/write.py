@@ -36,6 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     image_text.add_argument("--image_size", type=int, default=112, help="pixels")
     image_text.add_argument("--image_format", choices=("png", "jpeg"), default="jpeg")
     image_text.add_argument("--seed", type=int, default=0)
+    image_text.add_argument(
+        "--background_share", type=float, default=0.3, help="of pictures from the long tail"
+    )
     image_text.add_argument("--workers", type=int, default=2, help="processes")
     image_text.set_defaults(run=_image_text)
 
@@ -64,6 +67,7 @@ def _image_text(options: argparse.Namespace) -> None:
             seed=options.seed,
             workers=options.workers,
             image_format=options.image_format,
+            background_share=options.background_share,
         )
         for split, count in (("train", options.train), ("test", options.test))
     }
