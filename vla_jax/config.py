@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from vla_jax import schema
 from vla_jax.data.mixture import DataConfig
 from vla_jax.data.mixture import DataConfig
+from vla_jax.evaluation.base import EvaluationConfig
 from vla_jax.models.presets import ModelConfig
 from vla_jax.sharding.mesh import MeshConfig
 from vla_jax.training.loop import TrainConfig
@@ -37,6 +38,7 @@ class Config:
     optimizer: OptimizerConfig
     train: TrainConfig
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:

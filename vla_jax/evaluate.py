@@ -1,0 +1,146 @@
+"""Evaluates a run: `python -m vla_jax.evaluate --workdir=out/run`.
+
+Takes the newest checkpoint in the workdir and the evaluation section of its config; any key of that
+section can be overridden: `--evaluation.rollout_episodes=100`. A count of 0 leaves a part out.
+Results go to `evaluation/*.json` and `evaluation/media/` of the workdir, where
+`python -m vla_jax.evaluation.report` finds them.
+
+The imports are inside the functions: the simulators' worker processes import the main module again,
+and rendering in a process that has loaded TensorFlow ends in a segmentation fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vla_jax.config import Config
+    from vla_jax.data.sequence import SequenceBuilder
+    from vla_jax.evaluation.base import EvaluationConfig, Evaluator
+
+
+def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
+    """Measures everything that the config asks for.
+
+    Args:
+      workdir: of a run that has a checkpoint.
+      overrides: "key=value" of `EvaluationConfig`.
+
+    Returns:
+      The directory of the results.
+
+    Raises:
+      FileNotFoundError: no checkpoint, or a data set that is gone.
+      ValueError: a bad override, or a checkpoint of another vocabulary, robot or world.
+    """
+    from vla_jax import schema
+    from vla_jax.build import load_policy, make_builder
+    from vla_jax.evaluation.base import EvaluationConfig, write_result
+    from vla_jax.evaluation.provenance import describe
+    from vla_jax.evaluation.speed import measure_speed
+    from vla_jax.text.vocabulary import Vocabulary
+
+    begun = time.monotonic()
+    _, _, config = load_policy(workdir, batch_size=1)
+    values = schema.to_plain(config.evaluation)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"override {override!r}: expected --evaluation.key=value")
+        schema.set_from_text(EvaluationConfig, values, key, text)
+    settings = schema.from_dict(EvaluationConfig, values, "evaluation")
+    policy, meta, config = load_policy(workdir, batch_size=settings.batch_size)
+
+    out = Path(workdir) / "evaluation"
+    media = out / "media"
+    media.mkdir(parents=True, exist_ok=True)
+    seconds = {}
+    builder = make_builder(config.data, Vocabulary(), meta.action_spec)
+    for evaluator in make_evaluators(config, settings, builder):
+        started = time.monotonic()
+        print(f"{evaluator.name} ...", flush=True)
+        result = evaluator.measure(policy, media)
+        write_result(out / f"{evaluator.name}.json", result)
+        seconds[evaluator.name] = time.monotonic() - started
+        for name, value in result["scalars"].items():
+            print(f"  {name:40s} {value:.4g}")
+    data = config.data
+    speed = measure_speed(
+        config.model, max_tokens=data.max_tokens, max_answer_tokens=data.max_answer_tokens
+    )
+    write_result(out / "speed.json", speed)
+    run = {
+        **describe(),
+        "step": meta.step,
+        "settings": schema.to_plain(settings),
+        "seconds": seconds,
+        "wall_s": time.monotonic() - begun,
+    }
+    write_result(out / "run.json", run)
+    return out
+
+
+def make_evaluators(
+    config: Config, settings: EvaluationConfig, builder: SequenceBuilder
+) -> list[Evaluator]:
+    """What the settings ask for, on the test splits of the config's data sets.
+
+    Data sets of weight 0 count too: they were left out of training, which is no reason not to ask.
+    A model without robot data is not asked to act.
+    """
+    from vla_jax.data.loader import open_source
+    from vla_jax.data.sources.image_text import ImageTextSource
+    from vla_jax.evaluation.actions import ActionEvaluator
+    from vla_jax.evaluation.held_out import action_batches, vqa_batches
+    from vla_jax.evaluation.tabletop import PointingEvaluator, RolloutEvaluator
+    from vla_jax.evaluation.vqa import VqaEvaluator
+
+    evaluators: list[Evaluator] = []
+    shape = {"batch_size": settings.batch_size, "image_size": config.model.image_size}
+    for name, source_config in config.data.sources.items():
+        wanted = {"image_text": settings.vqa_examples, "episodes": settings.action_steps}
+        limit = wanted[source_config.kind]
+        acts = source_config.kind == "episodes"
+        if not limit or (acts and builder.action_tokenizer is None):
+            continue
+        source = open_source(name, source_config, split="test")
+        if isinstance(source, ImageTextSource):
+            batches = vqa_batches(source, builder, limit=limit, **shape)
+            evaluators.append(VqaEvaluator(batches, f"vqa_{name}"))
+        else:
+            batches = action_batches(source, builder, limit=limit, **shape)
+            evaluators.append(ActionEvaluator(batches, f"actions_{name}"))
+    if settings.pointing_views:
+        evaluators.append(PointingEvaluator(settings))
+    if settings.rollout_episodes and builder.action_tokenizer is not None:
+        evaluators.append(RolloutEvaluator(settings))
+    return evaluators
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_jax.evaluate", description="Evaluates a run's newest checkpoint"
+    )
+    parser.add_argument("--workdir", required=True, help="of a run that has a checkpoint")
+    options, rest = parser.parse_known_args(arguments)
+    prefix = "--evaluation."
+    strange = [word for word in rest if not word.startswith(prefix)]
+    if strange:
+        parser.error(f"unknown argument {strange[0]!r}; override settings with {prefix}key=value")
+    try:
+        out = evaluate(options.workdir, [word.removeprefix(prefix) for word in rest])
+    except (ValueError, OSError, RuntimeError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    print(f"results: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
