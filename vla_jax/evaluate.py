@@ -42,7 +42,6 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
     from vla_jax.build import load_policy, make_builder
     from vla_jax.evaluation.base import EvaluationConfig, write_result
     from vla_jax.evaluation.provenance import describe
-    from vla_jax.evaluation.speed import measure_speed
     from vla_jax.text.vocabulary import Vocabulary
 
     begun = time.monotonic()
@@ -69,11 +68,6 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
         seconds[evaluator.name] = time.monotonic() - started
         for name, value in result["scalars"].items():
             print(f"  {name:40s} {value:.4g}")
-    data = config.data
-    speed = measure_speed(
-        config.model, max_tokens=data.max_tokens, max_answer_tokens=data.max_answer_tokens
-    )
-    write_result(out / "speed.json", speed)
     run = {
         **describe(),
         "step": meta.step,

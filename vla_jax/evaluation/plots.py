@@ -1,0 +1,207 @@
+"""Small SVG plots for the report: lines, bars with intervals, heat maps. Text stays text."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from html import escape
+
+PALETTE = ("#2f5d8a", "#c8702a", "#3b7f5c", "#8a4f7d", "#7a7f87", "#b3932f")
+_GRID, _AXIS, _TEXT = "#e6e8eb", "#9aa1a9", "#4a5058"
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One curve; x ascending."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """A share in 0..1 with its interval; None for no value."""
+
+    label: str
+    value: float | None
+    low: float = 0.0
+    high: float = 0.0
+
+
+def line_plot(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    y_range: tuple[float, float] | None = None,
+    width: int = 480,
+    height: int = 230,
+) -> str:
+    """Curves over a shared x axis; empty string if there is no point."""
+    lines = [line for line in lines if len(line.x)]
+    if not lines:
+        return ""
+    x_low, x_high = _span([x for line in lines for x in line.x])
+    y_low, y_high = y_range or _span([y for line in lines for y in line.y])
+    left, right, top, bottom = 46, width - 12, 26, height - 38
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        px = left + (x - x_low) / (x_high - x_low) * (right - left)
+        py = bottom - (min(max(y, y_low), y_high) - y_low) / (y_high - y_low) * (bottom - top)
+        return px, py
+
+    parts = []
+    for tick in _ticks(y_low, y_high, 4):
+        y = place(x_low, tick)[1]
+        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_GRID}"/>')
+        parts.append(_text(left - 7, y + 4, _number(tick), anchor="end"))
+    for tick in _ticks(x_low, x_high, 5):
+        parts.append(_text(place(tick, y_low)[0], bottom + 16, _number(tick), anchor="middle"))
+    parts.append(
+        f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_AXIS}"/>'
+    )
+    parts.append(_text((left + right) / 2, height - 5, x_label, anchor="middle"))
+    parts.append(_text(0, 12, y_label))
+    legend = right
+    for number in reversed(range(len(lines))):
+        label, color = lines[number].label, PALETTE[number % len(PALETTE)]
+        parts.append(_text(legend, 12, label, anchor="end", color=color, weight=600))
+        legend -= 12 + 6.6 * len(label)
+    for number, line in enumerate(lines):
+        points = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in zip(line.x, line.y))
+        color = PALETTE[number % len(PALETTE)]
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.8" '
+            'stroke-linejoin="round"/>'
+        )
+        if len(line.x) == 1:
+            x, y = place(line.x[0], line.y[0])
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>')
+    return _svg(width, height, parts, f"{y_label} over {x_label}")
+
+
+def bar_plot(
+    groups: Sequence[tuple[str, Sequence[Bar]]], *, y_label: str, width: int = 980, height: int = 270
+) -> str:
+    """Groups of bars from 0 to 100%, with 95% intervals as thin lines. Same labels in each group.
+
+    Args:
+      groups: (name under the group, its bars).
+    """
+    left, right, top, bottom = 46, width - 8, 30, height - 34
+    parts = []
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        y = bottom - tick * (bottom - top)
+        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_GRID}"/>')
+        parts.append(_text(left - 7, y + 4, f"{tick:.0%}", anchor="end"))
+    labels = list(dict.fromkeys(bar.label for _, bars in groups for bar in bars))
+    colors = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
+    slot = (right - left) / max(1, len(groups))
+    for number, (name, bars) in enumerate(groups):
+        centre = left + slot * (number + 0.5)
+        wide = min(34.0, slot * 0.72 / max(1, len(bars)))
+        for k, bar in enumerate(bars):
+            if bar.value is None:
+                continue
+            x = centre + (k - len(bars) / 2) * wide
+            tall = bar.value * (bottom - top)
+            middle = x + wide / 2 - 1
+            low, high = (bottom - v * (bottom - top) for v in (bar.low, bar.high))
+            parts.append(
+                f'<rect x="{x:.1f}" y="{bottom - tall:.1f}" width="{wide - 2:.1f}" '
+                f'height="{max(tall, 1):.1f}" fill="{colors[bar.label]}" rx="1.5">'
+                f"<title>{escape(f'{name}, {bar.label}: {bar.value:.0%}')}</title></rect>"
+            )
+            parts.append(
+                f'<line x1="{middle:.1f}" y1="{high:.1f}" x2="{middle:.1f}" y2="{low:.1f}" '
+                'stroke="#22262b" stroke-width="1.3"/>'
+            )
+        parts.append(_text(centre, bottom + 18, name, anchor="middle"))
+    parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_AXIS}"/>')
+    parts.append(_text(0, 12, y_label))
+    legend = right
+    for label in reversed(labels):
+        parts.append(_text(legend, 12, label, anchor="end", color=colors[label], weight=600))
+        legend -= 14 + 6.8 * len(label)
+    return _svg(width, height, parts, y_label)
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    counts: Sequence[Sequence[int]],
+    *,
+    cell: int = 30,
+) -> str:
+    """Counts as a table of shades; each row's shades are shares of that row."""
+    left = 14 + 7 * max(len(r) for r in rows)
+    top = 12 + 6 * max(len(c) for c in columns)
+    width, height = left + cell * len(columns) + 20, top + cell * len(rows) + 4
+    parts = []
+    for j, name in enumerate(columns):
+        x = left + cell * (j + 0.5)
+        parts.append(
+            f'<text x="{x:.1f}" y="{top - 6}" fill="{_TEXT}" font-size="12" '
+            f'transform="rotate(-45 {x:.1f} {top - 6})">{escape(name)}</text>'
+        )
+    for i, name in enumerate(rows):
+        total = max(1, sum(counts[i]))
+        y = top + cell * i
+        parts.append(_text(left - 7, y + cell / 2 + 4, name, anchor="end"))
+        for j, count in enumerate(counts[i]):
+            share = count / total
+            ink = "#ffffff" if share > 0.55 else "#22262b"
+            parts.append(
+                f'<rect x="{left + cell * j}" y="{y}" width="{cell - 2}" height="{cell - 2}" '
+                f'rx="2" fill="{_shade(share)}"/>'
+            )
+            if count:
+                x = left + cell * j + (cell - 2) / 2
+                parts.append(_text(x, y + cell / 2 + 3, str(count), anchor="middle", color=ink))
+    return _svg(width, height, parts, "true answers by given answers")
+
+
+def _svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img" '
+        f'aria-label="{escape(title, quote=True)}" font-size="12">{"".join(parts)}</svg>'
+    )
+
+
+def _text(
+    x: float, y: float, text: str, *, anchor: str = "start", color: str = _TEXT, weight: int = 400
+) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}" '
+        f'font-weight="{weight}">{escape(text)}</text>'
+    )
+
+
+def _shade(share: float) -> str:
+    """White to the first palette colour."""
+    low, high = (247, 248, 250), (47, 93, 138)
+    mixed = (round(a + (b - a) * share) for a, b in zip(low, high))
+    return "#{:02x}{:02x}{:02x}".format(*mixed)
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers from low to high."""
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [k * step for k in range(first, last + 1)]
+
+
+def _number(value: float) -> str:
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.4g}"
