@@ -59,9 +59,7 @@ def line_plot(
         parts.append(_text(left - 7, y + 4, _number(tick), anchor="end"))
     for tick in _ticks(x_low, x_high, 5):
         parts.append(_text(place(tick, y_low)[0], bottom + 16, _number(tick), anchor="middle"))
-    parts.append(
-        f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_AXIS}"/>'
-    )
+    parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_AXIS}"/>')
     parts.append(_text((left + right) / 2, height - 5, x_label, anchor="middle"))
     parts.append(_text(0, 12, y_label))
     legend = right
@@ -83,7 +81,11 @@ def line_plot(
 
 
 def bar_plot(
-    groups: Sequence[tuple[str, Sequence[Bar]]], *, y_label: str, width: int = 980, height: int = 270
+    groups: Sequence[tuple[str, Sequence[Bar]]],
+    *,
+    y_label: str,
+    width: int = 980,
+    height: int = 270,
 ) -> str:
     """Groups of bars from 0 to 100%, with 95% intervals as thin lines. Same labels in each group.
 
