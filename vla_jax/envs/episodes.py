@@ -164,11 +164,7 @@ def record(env: Any, expert: Any, seed: int, *, noisy: bool = True) -> dict[str,
         images.append(observation["image"])
         states.append(observation["state"])
         actions.append(action)
-        executed = action.copy()
-        if noisy and not action[0]:
-            executed[1:4] += rng.normal(0, _NOISE_M)
-            if rng.random() < _STUMBLE_SHARE:
-                executed[1:3] += rng.uniform(-_STUMBLE_M, _STUMBLE_M, 2)
+        executed = disturbed(action, rng) if noisy else action
         observation, _, terminated, truncated, info = env.step(executed)
         done = terminated or truncated
     if not info["success"]:
@@ -185,6 +181,16 @@ def record(env: Any, expert: Any, seed: int, *, noisy: bool = True) -> dict[str,
         "reference": env.task.reference,
         "seed": seed,
     }
+
+
+def disturbed(action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What is carried out in place of an expert action [8] while recording: with noise on it."""
+    executed = action.copy()
+    if not action[0]:
+        executed[1:4] += rng.normal(0, _NOISE_M)
+        if rng.random() < _STUMBLE_SHARE:
+            executed[1:3] += rng.uniform(-_STUMBLE_M, _STUMBLE_M, 2)
+    return executed
 
 
 def _png(image: np.ndarray) -> bytes:

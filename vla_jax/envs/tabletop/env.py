@@ -147,16 +147,12 @@ class TabletopEnv(gymnasium.Env):
         return found
 
     def _in_picture(self, name: str, center: np.ndarray, half: float) -> dict[str, Any]:
-        size = self.config.image_size
-        corners = [
-            self.world.pixels(center + [dx, dy, 0], size)
-            for dx in (-half, half)
-            for dy in (-half, half)
-        ]
+        around = center + half * np.array([[0, 0, 0], [-1, -1, 0], [-1, 1, 0], [1, -1, 0], [1, 1, 0]])
+        middle, *corners = self.world.pixels(around, self.config.image_size)
         (y0, x0), (y1, x1) = np.min(corners, axis=0), np.max(corners, axis=0)
         return {
             "name": name,
-            "center_yx": self.world.pixels(center, size),
+            "center_yx": (float(middle[0]), float(middle[1])),
             "box_yxyx": (float(y0), float(x0), float(y1), float(x1)),
         }
 

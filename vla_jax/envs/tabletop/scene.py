@@ -81,10 +81,10 @@ def scene_xml() -> str:
 <mujoco>
   <option timestep="{TIMESTEP_S}" integrator="implicitfast" cone="elliptic" impratio="5"/>
   <size memory="4M"/>
+  <statistic extent="1" center="0 0 0"/>
   <visual>
     <quality shadowsize="0" offsamples="0"/>
-    <global offwidth="512" offheight="512"/>
-    <map znear="0.05" zfar="20"/>
+    <map znear="0.02" zfar="20"/>
     <headlight ambient="0.45 0.45 0.45" diffuse="0.4 0.4 0.4" specular="0 0 0"/>
   </visual>
   <asset>

@@ -19,7 +19,7 @@ _CAMERA_TARGET = np.array([0.0, 0.005, 0.0])
 _CAMERA_DISTANCE_M = 0.78
 _ELEVATION_RAD = math.radians(66)
 _FOVY_DEG = 29.5
-_TABLE_STYLES = ("plain", "wood", "speckle", "stripes")
+_RAMP_STEPS = 4  # how many steps of the simulation see the same target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,9 @@ class World:
             for name in ("x", "y", "z", "yaw", "pitch", "roll", "left", "right")
         }
         self._headlight = self._model.vis.headlight.diffuse.copy()
+        self._block_bodies = [self._model.body(f"block{i}").id for i in range(scene.NUM_BLOCKS)]
+        self._fingers = [self._model.body(side).id for side in ("left", "right")]
+        self._laser = self._model.body("laser").mocapid[0]
         self.layout = Layout(())
         self.command = np.zeros(7)  # xyz, roll pitch yaw, closedness
 
@@ -100,7 +103,9 @@ class World:
         mujoco.mj_resetData(model, data)
         for i in range(scene.NUM_BLOCKS):
             address = model.joint(f"block{i}").qposadr[0]
-            pose = [3 + 0.2 * i, 3, 0.0195, 1, 0, 0, 0]  # out of sight, on the floor
+            # Out of sight, weightless and touching nothing, so it costs no time.
+            pose = [3 + 0.2 * i, 3, 1, 1, 0, 0, 0]
+            model.body_gravcomp[self._block_bodies[i]] = i >= len(layout.blocks)
             if i < len(layout.blocks):
                 block = layout.blocks[i]
                 half = block.yaw / 2
@@ -124,8 +129,7 @@ class World:
         for side in ("left", "right"):
             data.qpos[self._joint[side]] = scene.FINGER_TRAVEL_M
         self._servo(self.command)
-        for _ in range(20):  # blocks settle
-            mujoco.mj_step(model, data)
+        mujoco.mj_step(model, data, 20)  # blocks settle
         self._place_laser()
 
     def _paint_block(self, i: int, block: Block) -> None:
@@ -190,12 +194,13 @@ class World:
         self.command = after
         steps = round(1 / (self.config.control_hz * scene.TIMESTEP_S))
         ramp = int(0.6 * steps)
-        for step in range(steps):
-            part = min(1.0, (step + 1) / ramp)
-            target = before + part * (after - before)
+        for begin in range(0, ramp, _RAMP_STEPS):
+            end = min(begin + _RAMP_STEPS, ramp)
+            target = before + end / ramp * (after - before)
             target[6] = after[6]
             self._servo(target)
-            mujoco.mj_step(self._model, self.data)
+            mujoco.mj_step(self._model, self.data, end - begin)
+        mujoco.mj_step(self._model, self.data, steps - ramp)
         self._place_laser()
 
     def _servo(self, target: np.ndarray) -> None:
@@ -210,7 +215,7 @@ class World:
             block = self.block_position(i)
             if np.abs(block[:2] - [x, y]).max() < scene.BLOCK_HALF_M[0]:
                 top = max(top, block[2] + scene.BLOCK_HALF_M[2])
-        self.data.mocap_pos[self._model.body("laser").mocapid[0]] = [x, y, top + 0.0015]
+        self.data.mocap_pos[self._laser] = [x, y, top + 0.0015]
         mujoco.mj_forward(self._model, self.data)
 
     # State
@@ -233,23 +238,19 @@ class World:
 
     def block_position(self, i: int) -> np.ndarray:
         """Centre of a block, float64 [3], metres."""
-        return self.data.body(f"block{i}").xpos.copy()
+        return self.data.xpos[self._block_bodies[i]].copy()
 
     def block_yaw(self, i: int) -> float:
         """Radians, in [-pi/4, pi/4): a square looks the same every quarter turn."""
-        matrix = self.data.body(f"block{i}").xmat.reshape(3, 3)
+        matrix = self.data.xmat[self._block_bodies[i]].reshape(3, 3)
         yaw = math.atan2(matrix[1, 0], matrix[0, 0])
         return (yaw + math.pi / 4) % (math.pi / 2) - math.pi / 4
 
     def is_held(self, i: int) -> bool:
         """Whether both fingers touch the block."""
-        block = self._model.body(f"block{i}").id
-        touching = set()
-        for contact in self.data.contact:
-            bodies = {int(self._model.geom_bodyid[g]) for g in (contact.geom1, contact.geom2)}
-            if block in bodies:
-                touching |= bodies
-        return {self._model.body(s).id for s in ("left", "right")} <= touching
+        bodies = self._model.geom_bodyid[self.data.contact.geom]
+        touching = bodies[(bodies == self._block_bodies[i]).any(axis=1)]
+        return all((touching == finger).any() for finger in self._fingers)
 
     # Pictures
 
@@ -262,21 +263,22 @@ class World:
     def render(self, size: int, camera: str = "fixed") -> np.ndarray:
         """uint8 [size, size, 3] from "fixed" or "wrist"."""
         if size not in self._renderers:
-            self._model.vis.global_.fovy = _FOVY_DEG
+            view = self._model.vis.global_
+            view.fovy, view.offwidth, view.offheight = _FOVY_DEG, size, size
             renderer = mujoco.Renderer(self._model, size, size)
-            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
-            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+            for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
+                renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
             self._renderers[size] = renderer
         renderer = self._renderers[size]
         renderer.update_scene(self.data, camera="wrist" if camera == "wrist" else self._camera)
         return renderer.render().copy()
 
-    def pixels(self, position: np.ndarray, size: int) -> tuple[float, float]:
-        """Where a point [3] appears in the fixed camera's picture: (y, x), pixels."""
+    def pixels(self, points: np.ndarray, size: int) -> np.ndarray:
+        """Where points [..., 3] appear in the fixed camera's picture: [..., 2], (y, x) in pixels."""
         cos, sin = math.cos(_ELEVATION_RAD), math.sin(_ELEVATION_RAD)
         forward = np.array([0, cos, -sin])
-        up, right = np.array([0, sin, cos]), np.array([1.0, 0, 0])
+        down, right = np.array([0, -sin, -cos]), np.array([1.0, 0, 0])
         eye = np.asarray(self._camera.lookat) - _CAMERA_DISTANCE_M * forward
-        ray = position - eye
-        scale = size / 2 / math.tan(math.radians(_FOVY_DEG) / 2) / (ray @ forward)
-        return size / 2 - float(ray @ up) * scale, size / 2 + float(ray @ right) * scale
+        rays = points - eye
+        scale = size / 2 / math.tan(math.radians(_FOVY_DEG) / 2) / (rays @ forward)
+        return size / 2 + np.stack([rays @ down, rays @ right], -1) * scale[..., None]
