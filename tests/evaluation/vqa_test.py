@@ -143,10 +143,14 @@ def test_scalars_come_with_the_evaluators_name():
 def test_examples_are_pictures_of_right_and_wrong_answers(tmp_path):
     result = make_evaluator().measure(policy(), tmp_path)
     kept = [(e["task"], e["right"]) for e in result["examples"]]
-    assert kept.count(("count", False)) == 2  # of three
+    assert kept.count(("count", False)) == 1  # of three
     assert kept.count(("count", True)) == 1
     with Image.open(tmp_path.parent / result["examples"][0]["image"]) as image:
         assert image.size == (64, 64)
+    pointed = next(e for e in result["examples"] if e["task"] == "point" and e["right"])
+    with Image.open(tmp_path.parent / pointed["image"]) as image:
+        # Twice the size. (128.5, 138.5) / 256 is where the model points.
+        assert image.getpixel((round(138.5 / 2), round(128.5 / 2))) == (214, 48, 49)
 
 
 def test_no_samples_is_an_error():

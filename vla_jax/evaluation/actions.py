@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
-from vla_jax.evaluation.base import Result
+from vla_jax.evaluation.base import Result, finite
 from vla_jax.evaluation.media import save_png
 from vla_jax.evaluation.statistics import Sums, share_of
 
@@ -133,7 +133,7 @@ def score(
         "all_tokens": sums.share("all_tokens"),
         "dimensions": rows,
         "flags": flags,
-        "scalars": {k: v for k, v in scalars.items() if v is not None},
+        "scalars": finite(scalars),
     }
 
 

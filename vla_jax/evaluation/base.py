@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -87,18 +87,23 @@ def run(evaluator: Evaluator, policy: Policy) -> Iterator[tuple[str, float]]:
         yield f"{evaluator.name}/{name}", value
 
 
+def finite(scalars: Mapping[str, float | None]) -> dict[str, float]:
+    """The scalars that could be measured: not None, not NaN."""
+    return {k: v for k, v in scalars.items() if v is not None and math.isfinite(v)}
+
+
 def write_result(path: Path, result: Result) -> None:
     """Writes JSON, whole or not at all. NaN and infinity become null: JSON has neither."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n")
+    partial.write_text(json.dumps(_with_null(result), indent=1, ensure_ascii=False) + "\n")
     os.replace(partial, path)
 
 
-def _finite(value: Any) -> Any:
+def _with_null(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: _with_null(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [_with_null(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

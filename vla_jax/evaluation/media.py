@@ -11,9 +11,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 WIDTH = 280  # pixels, of a video
+MARK_SCALE = 2  # of pictures with marks on them
 _TEXT, _FAINT, _PAPER = (28, 30, 33), (110, 116, 124), (255, 255, 255)
 _GOOD, _BAD = (31, 122, 77), (176, 58, 46)
 _COLORS = 128  # of a video's palette: small files, and flat surfaces stay flat
+
+
+Color = tuple[int, int, int]
+Point = tuple[float, float]  # (y, x) in pixels of the picture
+Box = tuple[float, float, float, float]  # (y0, x0, y1, x1), likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +38,34 @@ class Frame:
 def save_png(path: Path, image: np.ndarray) -> None:
     """Writes uint8 [h, w, 3]."""
     Image.fromarray(image).save(path, optimize=True)
+
+
+class Marked:
+    """A picture, enlarged `MARK_SCALE` times, to draw places on."""
+
+    def __init__(self, image: np.ndarray):
+        size = (image.shape[1] * MARK_SCALE, image.shape[0] * MARK_SCALE)
+        self.picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+        self._draw = ImageDraw.Draw(self.picture)
+
+    def box(self, box: Box, color: Color) -> None:
+        y0, x0, y1, x1 = (MARK_SCALE * v for v in box)
+        corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+        self._draw.rectangle(corners, outline=(255, 255, 255), width=3)
+        self._draw.rectangle(corners, outline=color)
+
+    def ring(self, point: Point, radius: float, color: Color) -> None:
+        """A circle around a point; the radius is in pixels of the original picture."""
+        y, x = (MARK_SCALE * v for v in point)
+        r = MARK_SCALE * radius
+        self._draw.ellipse((x - r - 1, y - r - 1, x + r + 1, y + r + 1), outline=(255, 255, 255))
+        self._draw.ellipse((x - r, y - r, x + r, y + r), outline=color, width=2)
+
+    def cross(self, point: Point, color: Color) -> None:
+        y, x = (MARK_SCALE * v for v in point)
+        for reach, width, paint in ((7, 4, (255, 255, 255)), (6, 2, color)):
+            self._draw.line((x - reach, y, x + reach, y), fill=paint, width=width)
+            self._draw.line((x, y - reach, x, y + reach), fill=paint, width=width)
 
 
 def save_rollout(
@@ -75,7 +109,7 @@ def save_rollout(
     )
 
 
-def _draw(frame: Frame, instruction: str, status: str, color: tuple[int, int, int]) -> Image.Image:
+def _draw(frame: Frame, instruction: str, status: str, color: Color) -> Image.Image:
     picture = Image.fromarray(frame.image)
     height = round(WIDTH * picture.height / picture.width)
     # The instruction's number of lines is the same in all frames, so is the height.

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from vla_jax.evaluation.base import Result
+from vla_jax.evaluation.media import Marked
 from vla_jax.evaluation.rollout import Plan, Pool
 from vla_jax.evaluation.statistics import Sums
 from vla_jax.evaluation.vqa import POINT_TOLERANCE, integer_pieces
@@ -127,19 +128,10 @@ def _draw(
     image: np.ndarray, objects: Sequence[dict], points: Sequence[tuple[float, float] | None]
 ) -> Image.Image:
     """Each object's box, and a cross of the same colour where the model points."""
-    scale = 2
-    picture = Image.fromarray(image).resize(
-        (image.shape[1] * scale, image.shape[0] * scale), Image.Resampling.BICUBIC
-    )
-    draw = ImageDraw.Draw(picture)
+    marked = Marked(image)
     for number, (thing, point) in enumerate(zip(objects, points)):
         color = _COLORS[number % len(_COLORS)]
-        y0, x0, y1, x1 = (scale * v for v in thing["box_yxyx"])
-        draw.rectangle((x0, y0, x1, y1), outline=color)
+        marked.box(thing["box_yxyx"], color)
         if point is not None:
-            y, x = (scale * v for v in point)
-            for line in ((x - 6, y, x + 6, y), (x, y - 6, x, y + 6)):
-                draw.line(line, fill=(255, 255, 255), width=4)
-            for line in ((x - 5, y, x + 5, y), (x, y - 5, x, y + 5)):
-                draw.line(line, fill=color, width=2)
-    return picture
+            marked.cross(point, color)
+    return marked.picture

@@ -12,7 +12,16 @@ from typing import Any
 
 import jax
 
-_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-cpu", "mujoco", "numpy")
+_PACKAGES = (
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow",
+    "tensorflow-cpu",
+    "mujoco",
+    "numpy",
+)
 
 
 def describe() -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla_jax.evaluation.base import Result
-from vla_jax.evaluation.media import save_png
+from vla_jax.evaluation.base import Result, finite
+from vla_jax.evaluation.media import Marked, save_png
 from vla_jax.evaluation.statistics import Sums
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ NAMING_TASKS = ("name", "caption")
 """Tasks whose answers are names; counted apart from the questions."""
 POINT_TOLERANCE = 0.06
 """A point is right within this share of the image's side, as near as half a small object."""
-EXAMPLES_PER_TASK = 2
+EXAMPLES_PER_TASK = 1  # right ones, and as many wrong ones
 CONFUSIONS_PER_TASK = 8
 MATRIX_LABELS = 10
 
@@ -158,7 +158,7 @@ class _Scorer:
         self._sums.add(f"{kind}/{task}", right)
         self._sums.add(f"all/{kind}", right)
         self._sums.add("all/right", right)
-        self._confusion[task][wanted, given] += 1
+        self._confusion[task][_shown(task, truth), _shown(task, said)] += 1
         if kind == "naming":
             matched, names = names_matched(truth, said)
             self._sums.add("names/all", np.arange(names) < matched)
@@ -242,8 +242,15 @@ class _Scorer:
                 task: _confusions(counts) for task, counts in sorted(self._confusion.items())
             },
             "matrix": _matrix(self._confusion),
-            "scalars": {k: v for k, v in scalars.items() if v is not None},
+            "scalars": finite(scalars),
         }
+
+
+def _shown(task: str, answer: str) -> str:
+    """An answer in a table: as it is compared, but names stay apart."""
+    if task in NAMING_TASKS:
+        return ", ".join(normalize(name) for name in answer.split(","))
+    return normalize(answer)
 
 
 def _confusions(counts: collections.Counter[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -257,15 +264,19 @@ def _confusions(counts: collections.Counter[tuple[str, str]]) -> list[dict[str, 
 
 
 def _matrix(confusion: dict[str, collections.Counter[tuple[str, str]]]) -> dict[str, Any]:
-    """For every task with few different answers: counts [truth][said], the last column others."""
+    """Per task with few different answers: counts [truth][said], the last column others.
+
+    A task is left out if its `MATRIX_LABELS` commonest true answers make up less than half of it.
+    """
     matrices = {}
     for task, counts in sorted(confusion.items()):
         truths = collections.Counter()
         for (truth, _), n in counts.items():
             truths[truth] += n
-        if not 2 <= len(truths) <= MATRIX_LABELS:
+        common = dict(truths.most_common(MATRIX_LABELS))
+        if len(common) < 2 or 2 * sum(common.values()) < truths.total():
             continue
-        labels = sorted(truths, key=lambda t: (not t.isdigit(), len(t) if t.isdigit() else 0, t))
+        labels = sorted(common, key=lambda t: (not t.isdigit(), len(t) if t.isdigit() else 0, t))
         table = [[counts[truth, said] for said in labels] for truth in labels]
         others = [truths[truth] - sum(row) for truth, row in zip(labels, table)]
         matrices[task] = {
@@ -290,7 +301,7 @@ class _Examples:
             return
         image = batch.images[row]
         path = self._media / f"{self._name}_{len(self.kept):03d}.png"
-        save_png(path, image[0] if image.ndim == 4 else image)
+        _save(path, image[0] if image.ndim == 4 else image, task, batch.answers[row], said)
         self.kept.append(
             {
                 "image": f"{self._media.name}/{path.name}",
@@ -301,3 +312,26 @@ class _Examples:
                 "right": right,
             }
         )
+
+
+_TRUE, _SAID = (20, 150, 90), (214, 48, 49)
+
+
+def _save(path: Path, image: np.ndarray, task: str, truth: str, said: str) -> None:
+    """The picture; if the answer is a place, with the true one in green and the said one in red."""
+    places, guess = integer_pieces(truth), integer_pieces(said)
+    if places is None or len(places) not in (2, 4) or task == "offset":
+        save_png(path, image)
+        return
+    marked = Marked(image)
+    for where, color in ((places, _TRUE), (guess, _SAID)):
+        if where is None or len(where) != len(places):
+            continue
+        pixels = tuple((where + 0.5) / 256 * len(image))
+        if len(pixels) == 4:
+            marked.box(pixels, color)
+        elif where is places:
+            marked.ring((pixels[0], pixels[1]), POINT_TOLERANCE * len(image), color)
+        else:
+            marked.cross((pixels[0], pixels[1]), color)
+    marked.picture.save(path, optimize=True)

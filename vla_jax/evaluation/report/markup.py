@@ -44,13 +44,22 @@ def count_cell(share: dict[str, Any]) -> Markup:
     return Markup(f'<span class="faint">{share["count"]}/{share["n"]}</span>')
 
 
-def table(header: Sequence[Any], rows: Sequence[Sequence[Any]], *, total_rows: int = 0) -> Markup:
-    """The first column is text, the others are numbers. The last `total_rows` are set off."""
-    head = "".join(f"<th>{text(h)}</th>" for h in header)
+def table(
+    header: Sequence[Any], rows: Sequence[Sequence[Any]], *, left: int = 1, total_rows: int = 0
+) -> Markup:
+    """The first `left` columns are text, the others numbers. The last `total_rows` are set off."""
+
+    def cells(tag: str, values: Sequence[Any]) -> str:
+        return "".join(
+            f"<{tag}{' class=left' if i < left else ''}>{text(v)}</{tag}>"
+            for i, v in enumerate(values)
+        )
+
+    head = cells("th", header)
     body = []
     for i, row in enumerate(rows):
         kind = ' class="total"' if i >= len(rows) - total_rows else ""
-        body.append(f"<tr{kind}>" + "".join(f"<td>{text(c)}</td>" for c in row) + "</tr>")
+        body.append(f"<tr{kind}>{cells('td', row)}</tr>")
     return Markup(
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
@@ -100,10 +109,11 @@ class Figures:
         )
 
 
-def cards(items: Sequence[str]) -> Markup:
-    """A grid of equal cards."""
-    return Markup(
-        '<div class="cards">'
-        + "".join(f'<div class="card">{item}</div>' for item in items)
-        + "</div>"
-    )
+def cards(items: Sequence[str], size: str = "") -> Markup:
+    """A grid of equal cards.
+
+    Args:
+      size: "", "small" or "large".
+    """
+    inside = "".join(f'<div class="card">{item}</div>' for item in items)
+    return Markup(f'<div class="cards {size}">{inside}</div>')

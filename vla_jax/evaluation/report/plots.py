@@ -36,15 +36,21 @@ def line_plot(
     x_label: str,
     y_label: str,
     y_range: tuple[float, float] | None = None,
+    from_zero: bool = False,
     width: int = 480,
     height: int = 230,
 ) -> str:
-    """Curves over a shared x axis; empty string if there is no point."""
+    """Curves over a shared x axis that starts at 0; empty string if there is no point.
+
+    Args:
+      y_range: None: that of the values, and with `from_zero` 0 too.
+    """
     lines = [line for line in lines if len(line.x)]
     if not lines:
         return ""
-    x_low, x_high = _span([x for line in lines for x in line.x])
-    y_low, y_high = y_range or _span([y for line in lines for y in line.y])
+    x_low, x_high = _span([0.0, *(x for line in lines for x in line.x)])
+    values = [y for line in lines for y in line.y]
+    y_low, y_high = y_range or _span([0.0, *values] if from_zero else values)
     left, right, top, bottom = 46, width - 12, 26, height - 38
 
     def place(x: float, y: float) -> tuple[float, float]:

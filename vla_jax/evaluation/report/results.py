@@ -122,7 +122,7 @@ def videos(inputs: ReportInputs, figures: Figures) -> Markup:
         "videos",
         "Rollout videos",
         figures.figure(
-            cards(items),
+            cards(items, "large"),
             f"{len(clips)} rollouts: of each task family and concept pool the first success and "
             "the first failure, where there was one. Each frame is the picture the policy saw, "
             "with the action string it answered: terminate, x, y, z, three of rotation, gripper; "
@@ -154,7 +154,7 @@ def seen_by_the_model(inputs: ReportInputs, figures: Figures) -> Markup:
         title,
         paragraph("Prompt: “Q: what action should the robot take to … ? A:”"),
         figures.figure(
-            cards(items),
+            cards(items, "large"),
             f"{len(items)} held-out robot steps, taken at even distances. Said: the decoded "
             "tokens; true: the expert's. Order: terminate, x, y, z, three of rotation, gripper. "
             "Bold: more than 8 of 256 bins apart.",
@@ -212,7 +212,7 @@ def actions(inputs: ReportInputs, figures: Figures) -> Markup:
         )
         parts.append(
             figures.figure(
-                table([*header, "constant action", "half a bin"], rows),
+                table([*header, "constant action", "half a bin"], rows, left=2),
                 f"Data set “{name}”, n = {result['n']} steps. Absolute error of decoded actions. "
                 "Constant action: mean error of always answering the median. Half a bin: the "
                 f"most that 256 bins cost. Same token in all dimensions: "
@@ -269,9 +269,10 @@ def _task_table(name: str, result: dict[str, Any], figures: Figures) -> str:
             [label, _KINDS.get(kind, "as above"), share_cell(result[key]), result[key]["n"], ""]
         )
     return figures.figure(
-        table(["task", "right means", "right", "n", ""], rows, total_rows=4),
+        table(["task", "right means", "right", "n", ""], rows, left=2, total_rows=4),
         f"Data set “{name}”, n = {result['n']} samples, images of {result['image_size']} × "
-        f"{result['image_size']} px. Exact match ignores case, articles and punctuation. A place "
+        f"{result['image_size']} px. Exact match ignores case, articles and punctuation. “All "
+        "questions” are those answered in words other than names and captions. A place "
         f"is right within {percent(result['tolerance'])} of the image's side. Of the names in "
         f"captions and answers {percent(result['names']['share'])} were right "
         f"({result['names']['count']} of {result['names']['n']}). {_INTERVALS}",
@@ -291,8 +292,9 @@ def _confusion(name: str, result: dict[str, Any], figures: Figures) -> list[str]
         parts.append(
             figures.figure(
                 f'<div class="maps">{"".join(maps)}</div>',
-                f"Confusion in tasks with few answers, n = {total} samples of “{name}”. Rows: true "
-                "answer; columns: the model's; shade: share of the row.",
+                f"Confusion in tasks with few different answers, n = {total} samples of “{name}”. "
+                "Rows: true answer (the commonest ones); columns: the model's; shade: share of "
+                "the row.",
             )
         )
     wrong = [
@@ -304,7 +306,7 @@ def _confusion(name: str, result: dict[str, Any], figures: Figures) -> list[str]
     if wrong:
         parts.append(
             figures.figure(
-                table(["task", "true", "said", "times"], wrong),
+                table(["task", "true", "said", "times"], wrong, left=3),
                 "The commonest wrong answers of the other tasks, three each.",
             )
         )
@@ -324,9 +326,11 @@ def _question_grid(name: str, result: dict[str, Any], figures: Figures) -> str:
         for e in result["examples"]
     ]
     return figures.figure(
-        cards(items),
-        f"{len(items)} held-out samples of “{name}”: of each task the first right and wrong "
-        "answers. Numbers in brackets are places: y, x in 1/256 of the image.",
+        cards(items, "small"),
+        f"{len(items)} held-out samples of “{name}”: of each task the first right and the first "
+        "wrong answer, where there is one. Numbers in brackets are places: y, x in 1/256 of the "
+        "image; the marks, green for the true place and red for the model's, are not in the "
+        "picture that the model sees.",
     )
 
 

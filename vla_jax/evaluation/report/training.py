@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from html import escape
 from typing import Any
 
 from vla_jax.evaluation.report.inputs import ReportInputs, Stage
@@ -22,7 +24,7 @@ def learning_curves(inputs: ReportInputs, figures: Figures) -> Markup:
     """Loss and token accuracy per source, for each stage."""
     parts: list[str] = []
     for stage in inputs.stages:
-        parts.append(f"<h3>{stage.title}</h3>")
+        parts.append(f"<h3>{escape(stage.title)}</h3>")
         if not stage.metrics:
             parts.append(missing("Nothing was logged in", str(stage.workdir / "metrics.jsonl")))
             continue
@@ -31,6 +33,7 @@ def learning_curves(inputs: ReportInputs, figures: Figures) -> Markup:
             [Line(name, *stage.series(f"{name}/loss")) for name in names],
             x_label="update",
             y_label="loss, nats per answer token",
+            from_zero=True,
         )
         accuracy = line_plot(
             [Line(name, *stage.series(f"{name}/token_accuracy")) for name in names],
@@ -169,16 +172,22 @@ def training_seconds(stage: Stage) -> float:
 
 def reproduce(inputs: ReportInputs) -> Markup:
     """The commands that lead here."""
-    lines = []
-    for stage in inputs.stages:
-        lines.append(f"# {stage.title}; {stage.workdir / 'config.json'} has every setting")
-        lines.append(f"python -m vla_jax.train --config=configs/... --workdir={stage.workdir}")
+    lines = [
+        f"python -m vla_jax.train --config=FILE --workdir={stage.workdir}  # {stage.title}"
+        for stage in inputs.stages
+    ]
     lines.append(f"python -m vla_jax.evaluate --workdir={inputs.main.workdir}")
     before = f" --web={inputs.stages[0].workdir}" if len(inputs.stages) > 1 else ""
     lines.append(f"python -m vla_jax.evaluation.report{before} --workdir={inputs.main.workdir}")
     run = inputs.run or {}
     versions = ", ".join(f"{name} {v}" for name, v in run.get("packages", {}).items())
-    parts = [f"<pre>{chr(10).join(lines)}</pre>"]
+    parts = [f"<pre>{escape(chr(10).join(lines))}</pre>"]
+    for stage in inputs.stages:
+        settings = escape(json.dumps(stage.config, indent=2))
+        parts.append(
+            f"<details><summary>Every setting of: {escape(stage.title)}</summary>"
+            f"<pre>{settings}</pre></details>"
+        )
     if run:
         parts.append(
             paragraph(
@@ -189,6 +198,11 @@ def reproduce(inputs: ReportInputs) -> Markup:
     return section(
         "again",
         "How to get the same",
-        paragraph("`make demo` does all of this on a fresh machine. The steps one by one:"),
+        paragraph(
+            Markup(
+                "<code>make demo</code> does all of this on a fresh machine. The steps one by one; "
+                "what FILE must say stands below:"
+            )
+        ),
         *parts,
     )
