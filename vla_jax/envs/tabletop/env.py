@@ -11,12 +11,20 @@ import numpy as np
 from vla_jax.corpus.pictures import MAT_COLORS, PictureBank
 from vla_jax.envs.tabletop import scene
 from vla_jax.envs.tabletop.config import TabletopConfig
-from vla_jax.envs.tabletop.tasks import DIRECTIONS, Task, TaskState, is_success, random_task
+from vla_jax.envs.tabletop.tasks import (
+    DIRECTIONS,
+    NEAR_M,
+    Task,
+    TaskState,
+    is_success,
+    random_task,
+)
 from vla_jax.envs.tabletop.world import Block, Layout, Mat, World
 
 _MIN_APART_M = 0.118
 _REACH_M = (0.145, 0.125)  # |x|, |y| of things on the table
 _HOLD_STEPS = 2
+_NUDGE_M = 0.04
 
 
 class TabletopEnv(gymnasium.Env):
@@ -83,10 +91,11 @@ class TabletopEnv(gymnasium.Env):
             self._require_objects(drawn, self.task)
             self.world.reset(drawn)
             self._start = self.world.block_position(self.target_index)
-            if not self.is_success and self._has_room():
+            given = layout is not None and task is not None
+            if not self.is_success and (given or self._is_fair()):
                 break
-            if layout is not None and task is not None:
-                raise ValueError(f"{self.task.instruction!r} is fulfilled before it has begun")
+        else:
+            raise ValueError(f"{self.task.instruction!r} is fulfilled before it begins, or cannot be")
         self._steps = self._held_for = 0
         return self._observe(), self._info()
 
@@ -232,8 +241,12 @@ class TabletopEnv(gymnasium.Env):
         if task.family == "near" and task.target == task.reference:
             raise ValueError(f"{task.instruction!r}: a block cannot be moved near itself")
 
-    def _has_room(self) -> bool:
-        """Whether a push can go far enough on the table without running into something."""
+    def _is_fair(self) -> bool:
+        """Whether a nudge is not enough, and a push has room on the table."""
+        if self.task.family == "near":
+            reference = self.reference_position
+            assert reference is not None
+            return bool(np.linalg.norm(self._start - reference) > NEAR_M + _NUDGE_M)
         if self.task.family != "push":
             return True
         end = self._start[:2] + np.asarray(DIRECTIONS[self.task.direction]) * 0.09

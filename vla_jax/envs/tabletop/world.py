@@ -19,7 +19,7 @@ _CAMERA_TARGET = np.array([0.0, 0.005, 0.0])
 _CAMERA_DISTANCE_M = 0.78
 _ELEVATION_RAD = math.radians(66)
 _FOVY_DEG = 29.5
-_RAMP_STEPS = 4  # how many steps of the simulation see the same target
+_MOVING_SHARE = 0.7  # of a control step; the rest is for coming to rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ class World:
             data.qpos[self._joint[axis]] = value
         for side in ("left", "right"):
             data.qpos[self._joint[side]] = scene.FINGER_TRAVEL_M
-        self._servo(self.command)
+        data.ctrl[:] = self._servo_targets(self.command)
         mujoco.mj_step(model, data, 20)  # blocks settle
         self._place_laser()
 
@@ -193,20 +193,20 @@ class World:
         after[6] = np.clip(action[7], 0, 1)
         self.command = after
         steps = round(1 / (self.config.control_hz * scene.TIMESTEP_S))
-        ramp = int(0.6 * steps)
-        for begin in range(0, ramp, _RAMP_STEPS):
-            end = min(begin + _RAMP_STEPS, ramp)
-            target = before + end / ramp * (after - before)
-            target[6] = after[6]
-            self._servo(target)
-            mujoco.mj_step(self._model, self.data, end - begin)
-        mujoco.mj_step(self._model, self.data, steps - ramp)
+        # Gently there and gently to a stop, or a jerk would shake a block out of the fingers.
+        part = np.linspace(0, 1, int(_MOVING_SHARE * steps) + 1)[1:, None]
+        way = before + part**2 * (3 - 2 * part) * (after - before)
+        way[:, 6] = after[6]
+        for target in self._servo_targets(way):
+            self.data.ctrl[:] = target
+            mujoco.mj_step(self._model, self.data)
+        mujoco.mj_step(self._model, self.data, steps - len(way))
         self._place_laser()
 
-    def _servo(self, target: np.ndarray) -> None:
-        roll, pitch, yaw = target[3:6]
-        opening = (1 - target[6]) * scene.FINGER_TRAVEL_M
-        self.data.ctrl[:] = [*target[:3], yaw, pitch, roll, opening, opening]
+    def _servo_targets(self, poses: np.ndarray) -> np.ndarray:
+        """What the actuators are told [..., 8], for commands [..., 7]."""
+        opening = (1 - poses[..., 6:]) * scene.FINGER_TRAVEL_M
+        return np.concatenate([poses[..., :3], poses[..., 5:2:-1], opening, opening], -1)
 
     def _place_laser(self) -> None:
         x, y, z = self.tool_position
