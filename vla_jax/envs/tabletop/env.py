@@ -13,9 +13,9 @@ from vla_jax.envs.tabletop import scene
 from vla_jax.envs.tabletop.config import TabletopConfig
 from vla_jax.envs.tabletop.tasks import (
     DIRECTIONS,
-    NEAR_M,
     Task,
     TaskState,
+    goal_spot,
     is_success,
     random_task,
 )
@@ -24,7 +24,7 @@ from vla_jax.envs.tabletop.world import Block, Layout, Mat, World
 _MIN_APART_M = 0.118
 _REACH_M = (0.145, 0.125)  # |x|, |y| of things on the table
 _HOLD_STEPS = 2
-_NUDGE_M = 0.04
+_ROOM_M, _NUDGE_M = 0.09, 0.06
 
 
 class TabletopEnv(gymnasium.Env):
@@ -242,21 +242,19 @@ class TabletopEnv(gymnasium.Env):
             raise ValueError(f"{task.instruction!r}: a block cannot be moved near itself")
 
     def _is_fair(self) -> bool:
-        """Whether a nudge is not enough, and a push has room on the table."""
-        if self.task.family == "near":
-            reference = self.reference_position
-            assert reference is not None
-            return bool(np.linalg.norm(self._start - reference) > NEAR_M + _NUDGE_M)
-        if self.task.family != "push":
+        """Whether there is room at the goal, and more to do than a nudge."""
+        if self.task.family == "pick":
             return True
-        end = self._start[:2] + np.asarray(DIRECTIONS[self.task.direction]) * 0.09
+        goal = goal_spot(self.task, self._start, self.reference_position)
+        names = [b.name for b in self.world.layout.blocks]
         others = [
             self.world.block_position(i)[:2]
-            for i in range(len(self.world.layout.blocks))
-            if i != self.target_index
+            for i, name in enumerate(names)
+            if name not in (self.task.target, self.task.reference)
         ]
-        clear = all(np.linalg.norm(o - end) > 0.09 for o in others)
-        return bool(np.all(np.abs(end) <= [0.17, 0.155]) and clear)
+        clear = all(np.linalg.norm(other - goal) > _ROOM_M for other in others)
+        far = self.task.family != "near" or np.linalg.norm(self._start[:2] - goal) > _NUDGE_M
+        return bool(np.all(np.abs(goal) <= [0.17, 0.155]) and clear and far)
 
     def _observe(self) -> dict[str, np.ndarray]:
         world, size = self.world, self.config.image_size

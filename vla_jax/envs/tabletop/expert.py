@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from vla_jax.envs.tabletop.env import TabletopEnv
-from vla_jax.envs.tabletop.tasks import DIRECTIONS, NEAR_M
+from vla_jax.envs.tabletop.tasks import DIRECTIONS, goal_spot
 
 TRAVEL_Z_M = 0.10
 GRASP_Z_M = 0.016
@@ -55,10 +55,10 @@ class Expert:
         if task.family == "push":
             step = np.asarray(DIRECTIONS[task.direction]) * _PUSH_STEP_M
             return self._act(env, np.array([*step, 0]), CLOSED)
-        away = goal_position(env)[:2] - block[:2]
+        away = goal_spot(task, block, env.reference_position) - block[:2]
         if block[2] < _LOW_M and np.linalg.norm(away) < _PLACED_M[task.family]:
             return self._act(env, np.zeros(3), OPEN)
-        if np.abs(away).max() < _ALIGNED_M and block[2] > _LOW_M:
+        if np.abs(away).max() < _ALIGNED_M and tool[2] > CARRY_Z_M - 0.04:
             return self._act(env, np.array([*away, GRASP_Z_M - tool[2]]), CLOSED)
         if tool[2] < CARRY_Z_M - 0.04:
             return self._act(env, np.array([0, 0, CARRY_Z_M - tool[2]]), CLOSED)
@@ -93,16 +93,3 @@ class Expert:
                 action[6] = np.clip(turn, -env.config.max_rotation_rad, env.config.max_rotation_rad)
         action[7] = grip
         return action
-
-
-def goal_position(env: TabletopEnv) -> np.ndarray:
-    """Where the target block should be set down, [3]: the mat, or beside the reference block."""
-    reference = env.reference_position
-    assert reference is not None
-    if env.task.family == "put":
-        return reference
-    # On the side it comes from, so that the way there does not lead over the reference.
-    away = env.world.block_position(env.target_index)[:2] - reference[:2]
-    distance = max(float(np.linalg.norm(away)), 1e-6)
-    spot = reference[:2] + away / distance * (NEAR_M - 0.025)
-    return np.array([*spot, reference[2]])

@@ -17,7 +17,7 @@ TABLE_HALF_M = 0.27
 WORKSPACE_M = ((-0.17, 0.17), (-0.16, 0.16), (0.012, 0.16))
 """Where the fingertips can go: x, y, z above the table."""
 FINGER_TRAVEL_M = 0.048
-TIMESTEP_S = 0.005
+TIMESTEP_S = 1 / 300  # longer ones let a held block creep out of the fingers
 
 _BLOCK = """
     <body name="block{i}" pos="{x} 3 0.02">

@@ -76,6 +76,18 @@ def random_task(
     return make_task(family, target, reference, direction, phrasing)
 
 
+def goal_spot(task: Task, target: np.ndarray, reference: np.ndarray | None) -> np.ndarray:
+    """A good place for the target, [2], from where it and the reference are. Not for a pick."""
+    if task.family == "push":
+        return target[:2] + 1.5 * PUSH_M * np.asarray(DIRECTIONS[task.direction])
+    assert reference is not None
+    if task.family == "put":
+        return reference[:2]
+    # On the side it comes from, so that the way there does not lead over the reference.
+    away = target[:2] - reference[:2]
+    return reference[:2] + away / max(float(np.linalg.norm(away)), 1e-6) * (NEAR_M - 0.025)
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskState:
     """What success depends on. Positions are metres, [3]; `start` is where the target began."""

@@ -197,10 +197,11 @@ class World:
         part = np.linspace(0, 1, int(_MOVING_SHARE * steps) + 1)[1:, None]
         way = before + part**2 * (3 - 2 * part) * (after - before)
         way[:, 6] = after[6]
-        for target in self._servo_targets(way):
+        for target in self._servo_targets(way[1::2]):
             self.data.ctrl[:] = target
-            mujoco.mj_step(self._model, self.data)
-        mujoco.mj_step(self._model, self.data, steps - len(way))
+            mujoco.mj_step(self._model, self.data, 2)
+        self.data.ctrl[:] = self._servo_targets(after)
+        mujoco.mj_step(self._model, self.data, steps - len(way) // 2 * 2)
         self._place_laser()
 
     def _servo_targets(self, poses: np.ndarray) -> np.ndarray:
