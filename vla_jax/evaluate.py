@@ -35,9 +35,10 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
       The directory of the results.
 
     Raises:
-      FileNotFoundError: no checkpoint, or a data set that is gone.
+      FileNotFoundError: no run or checkpoint, or a data set that is gone.
       ValueError: a bad override, or a checkpoint of another vocabulary, robot or world.
     """
+    from vla_jax import config as config_lib
     from vla_jax import schema
     from vla_jax.build import load_policy, make_builder
     from vla_jax.evaluation.base import EvaluationConfig, write_result
@@ -45,7 +46,10 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
     from vla_jax.text.vocabulary import Vocabulary
 
     begun = time.monotonic()
-    _, _, config = load_policy(workdir, batch_size=1)
+    file = Path(workdir) / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no run in {workdir} (there is no {file.name}): train one first")
+    config = config_lib.from_json(file.read_text(), where=str(file))
     values = schema.to_plain(config.evaluation)
     for override in overrides:
         key, equals, text = override.partition("=")
