@@ -84,15 +84,15 @@ def main() -> int:
     args = parser.parse_args()
     env = TabletopEnv(CONFIGS[args.config])
     print(f"table-top {args.config!r}, seed {args.seed}")
-    rate = 0.0
+    rates = []
     for name, act, episodes in (
         ("clean", clean, args.episodes),
         ("noisy", noisy, args.episodes),
         ("random", at_random, args.random),
     ):
         if episodes > 0:
-            rate = measure(env, name, act, episodes, args.seed)
-    print(f"{rate:.0f} control steps a second of one core, pictures and resets included")
+            rates.append(measure(env, name, act, episodes, args.seed))
+    print(f"{rates[0]:.0f} control steps a second of one core, pictures and resets included")
     env.close()
     return 0
 

@@ -23,6 +23,8 @@ import dataclasses
 import io
 import json
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,13 +57,17 @@ def generate(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     _write_metadata(out, config, seed)
+    for partial in out.glob(".episode_*"):  # of a run that was killed
+        partial.unlink()
     missing = [k for k in range(episodes) if not _file(out, k).exists()]
     if len(missing) < episodes:
         print(f"{episodes - len(missing)} of {episodes} episodes are there already")
     chunks = [missing[i : i + _CHUNK] for i in range(0, len(missing), _CHUNK)]
     begun, done, tried, told = time.monotonic(), 0, 0, 0.0
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_follow_parent, initargs=(os.getpid(),)
+    ) as pool:
         try:
             futures = [pool.submit(_make, str(out), config, seed, chunk) for chunk in chunks]
             for future in concurrent.futures.as_completed(futures):
@@ -71,9 +77,10 @@ def generate(
                 if elapsed - told > 5 or done == len(missing):
                     told = elapsed
                     rate = done / elapsed
+                    left = (len(missing) - done) / rate
                     print(
                         f"episodes {done}/{len(missing)}  {rate:.1f}/s  "
-                        f"expert success {done / tried:.1%}  ETA {(len(missing) - done) / rate:.0f} s",
+                        f"expert success {done / tried:.1%}  ETA {left:.0f} s",
                         flush=True,
                     )
         except concurrent.futures.process.BrokenProcessPool as e:
@@ -128,6 +135,17 @@ def _write_metadata(out: Path, config: str, seed: int) -> None:
     path.write_text(json.dumps(metadata, indent=2) + "\n")
 
 
+def _follow_parent(parent: int) -> None:
+    """Ends this worker soon after its parent, which may be killed without a chance to say so."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _make(out: str, config: str, seed: int, numbers: list[int]) -> tuple[int, int]:
     """Worker: makes some episodes; returns (made, tried)."""
     # Rendering belongs to this process only; the parent may hold TensorFlow.
@@ -146,8 +164,9 @@ def _make(out: str, config: str, seed: int, numbers: list[int]) -> tuple[int, in
         else:
             raise RuntimeError(f"the expert failed {_MAX_TRIES} times at episode {number}")
         path = _file(Path(out), number)
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, **episode)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        with partial.open("wb") as file:
+            np.savez(file, **episode)
         partial.rename(path)
     env.close()
     return len(numbers), tried

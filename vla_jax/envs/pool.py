@@ -10,6 +10,7 @@ environments come back as `None`: run those episodes again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -70,10 +71,8 @@ class EnvPool:
 
     def __exit__(self, *_) -> None:
         for process, connection in self._workers:
-            try:
+            with contextlib.suppress(OSError):
                 connection.send(("close", []))
-            except OSError:
-                pass
             process.join(timeout=5)
             if process.is_alive():
                 process.kill()
@@ -191,7 +190,9 @@ def _serve(connection, config: TabletopConfig) -> None:
         if command == "render":
             return envs[env].render()
         action = expert.action(envs[env]) if request is None else request
-        return Transition(*envs[env].step(action), np.asarray(action, np.float32))
+        observation, reward, terminated, truncated, info = envs[env].step(action)
+        taken = np.asarray(action, np.float32)
+        return Transition(observation, reward, terminated, truncated, info, taken)
 
     while True:
         try:

@@ -12,7 +12,6 @@ from vla_jax.corpus.pictures import MAT_COLORS, PictureBank
 from vla_jax.envs.tabletop import scene
 from vla_jax.envs.tabletop.config import TabletopConfig
 from vla_jax.envs.tabletop.tasks import (
-    DIRECTIONS,
     Task,
     TaskState,
     goal_spot,
@@ -95,7 +94,9 @@ class TabletopEnv(gymnasium.Env):
             if not self.is_success and (given or self._is_fair()):
                 break
         else:
-            raise ValueError(f"{self.task.instruction!r} is fulfilled before it begins, or cannot be")
+            raise ValueError(
+                f"{self.task.instruction!r} is fulfilled before it begins, or cannot be"
+            )
         self._steps = self._held_for = 0
         return self._observe(), self._info()
 
@@ -148,7 +149,8 @@ class TabletopEnv(gymnasium.Env):
         """Name, centre (y, x) and box (y0, x0, y1, x1) in pixels of each block and mat."""
         found = []
         for i, block in enumerate(self.world.layout.blocks):
-            top = self.world.block_position(i) + [0, 0, scene.BLOCK_HALF_M[2]]
+            top = self.world.block_position(i)
+            top[2] += scene.BLOCK_HALF_M[2]
             found.append(self._in_picture(block.name, top, scene.BLOCK_HALF_M[0]))
         for mat in self.world.layout.mats:
             center = np.array([mat.x, mat.y, 0.001])
@@ -156,7 +158,9 @@ class TabletopEnv(gymnasium.Env):
         return found
 
     def _in_picture(self, name: str, center: np.ndarray, half: float) -> dict[str, Any]:
-        around = center + half * np.array([[0, 0, 0], [-1, -1, 0], [-1, 1, 0], [1, -1, 0], [1, 1, 0]])
+        around = center + half * np.array(
+            [[0, 0, 0], [-1, -1, 0], [-1, 1, 0], [1, -1, 0], [1, 1, 0]]
+        )
         middle, *corners = self.world.pixels(around, self.config.image_size)
         (y0, x0), (y1, x1) = np.min(corners, axis=0), np.max(corners, axis=0)
         return {
@@ -286,8 +290,8 @@ def _spots(rng: random.Random, count: int) -> list[tuple[float, float]]:
 
 
 def _table_color(rng: random.Random) -> tuple[int, int, int]:
-    base = rng.choice(((190, 160, 120), (150, 150, 155), (205, 200, 190), (110, 120, 115), (165, 130, 95)))
+    base = rng.choice(
+        ((190, 160, 120), (150, 150, 155), (205, 200, 190), (110, 120, 115), (165, 130, 95))
+    )
     r, g, b = (min(255, max(0, c + rng.randint(-15, 15))) for c in base)
     return r, g, b
-
-

@@ -19,10 +19,15 @@ DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "front": (0.0, -1.0), "b
 LIFT_M = 0.04
 NEAR_M = 0.115  # between centres; blocks are 5.8 cm wide
 PUSH_M = 0.06
+MOVED_M = 0.03  # it is the target that moves near the reference, not the other way round
 
 _PHRASES = {
     "pick": ("pick the {x}", "pick up the {x}", "grab the {x}", "lift the {x}"),
-    "near": ("move the {x} near the {y}", "bring the {x} to the {y}", "put the {x} next to the {y}"),
+    "near": (
+        "move the {x} near the {y}",
+        "bring the {x} to the {y}",
+        "put the {x} next to the {y}",
+    ),
     "put": ("put the {x} on the {y}", "place the {x} on the {y}", "move the {x} onto the {y}"),
     "push": ("push the {x} to the {d}", "slide the {x} to the {d}", "move the {x} to the {d}"),
 }
@@ -114,5 +119,6 @@ def is_success(task: Task, state: TaskState) -> bool:
     apart = np.abs(state.target[:2] - state.reference[:2])
     at_rest = abs(moved[2]) < 0.015 and not state.held
     if task.family == "near":
-        return bool(at_rest and np.linalg.norm(apart) <= NEAR_M)
+        itself = np.linalg.norm(moved[:2]) >= MOVED_M
+        return bool(at_rest and itself and np.linalg.norm(apart) <= NEAR_M)
     return bool(at_rest and apart.max() <= state.mat_half_m)

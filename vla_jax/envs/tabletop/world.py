@@ -3,6 +3,9 @@
 Only this file and the scene know MuJoCo. Import it in a process that has not loaded TensorFlow.
 """
 
+# MuJoCo's compiled module has no type stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import dataclasses
@@ -210,7 +213,7 @@ class World:
         return np.concatenate([poses[..., :3], poses[..., 5:2:-1], opening, opening], -1)
 
     def _place_laser(self) -> None:
-        x, y, z = self.tool_position
+        x, y = self.tool_position[:2]
         top = 0.0
         for i in range(len(self.layout.blocks)):
             block = self.block_position(i)
@@ -275,7 +278,7 @@ class World:
         return renderer.render().copy()
 
     def pixels(self, points: np.ndarray, size: int) -> np.ndarray:
-        """Where points [..., 3] appear in the fixed camera's picture: [..., 2], (y, x) in pixels."""
+        """Where points [..., 3] are in the fixed camera's picture: [..., 2], (y, x) in pixels."""
         cos, sin = math.cos(_ELEVATION_RAD), math.sin(_ELEVATION_RAD)
         forward = np.array([0, cos, -sin])
         down, right = np.array([0, -sin, -cos]), np.array([1.0, 0, 0])
