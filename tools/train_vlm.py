@@ -30,6 +30,7 @@ from vla_jax.types import Batch, Example
 
 MAX_TOKENS, MAX_ANSWER_TOKENS = 40, 10
 ROW_TOKENS, ROW_LOSS_TOKENS, QUESTIONS = 72, 32, 7
+PATCH, WORDS = 16, 3
 SLOTS_PER_WORKER = 2
 
 
@@ -43,6 +44,7 @@ def _layout(batch_size: int, image_size: int) -> dict[str, tuple[tuple[int, ...]
         "valid": (rows, np.dtype(bool)),
         "segment": (rows, np.dtype(np.int32)),
         "source": ((batch_size,), np.dtype(np.int32)),
+        "patch_tokens": ((batch_size, (image_size // PATCH) ** 2, WORDS), np.dtype(np.int32)),
     }
 
 
@@ -52,6 +54,19 @@ def _views(buffer: memoryview, batch_size: int, image_size: int) -> dict[str, np
         views[key] = np.ndarray(shape, dtype, buffer=buffer, offset=offset)
         offset += int(np.prod(shape)) * dtype.itemsize
     return views
+
+
+def _name_tokens(vocabulary: Vocabulary, names: list[str] | None) -> np.ndarray | int:
+    """int32 [P, W]: the first tokens of each patch's name, PAD alone for background."""
+    if names is None:
+        return -1
+    rows = np.full((len(names), WORDS), -1, np.int32)
+    rows[:, 0] = vocabulary.pad_id
+    for i, name in enumerate(names):
+        if name:
+            ids = vocabulary.encode(name)[:WORDS]
+            rows[i, : len(ids)] = ids
+    return rows
 
 
 def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> None:
@@ -76,7 +91,9 @@ def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> N
         # One picture, then two, then all: where things are comes before which is which.
         corpus = corpora[sum(number >= step for step in args.curriculum)]
         for row in range(args.batch_size):
-            image, texts = corpus.questions(number * args.batch_size + row, QUESTIONS)
+            image, texts, names = corpus.questions(
+                number * args.batch_size + row, QUESTIONS, PATCH
+            )
             built = pack_row(
                 builder,
                 [Example((image,), prompt, answer) for prompt, answer in texts],
@@ -85,6 +102,7 @@ def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> N
             )
             views[slot]["images"][row, 0] = image
             views[slot]["source"][row] = 0
+            views[slot]["patch_tokens"][row] = _name_tokens(builder.vocabulary, names)
             for key, value in built.items():
                 views[slot][key][row] = value
         ready.put(slot)

@@ -21,8 +21,21 @@ SPEC = end_effector_spec("test", max_position_m=0.1, max_rotation_rad=0.5, contr
 VOCABULARY = Vocabulary()
 
 
+PARAMS = jax.jit(lambda: init_params(CONFIG, jax.random.key(3)))()
+_LENGTH = 40
+
+
+@jax.jit
+def _next_logits(params, image, ids, causal, count):
+    """Logits after the first `count` of the padded ids."""
+    hidden, _ = Vla(CONFIG).apply(
+        {"params": params}, image[None, None], ids[None], causal[None], (jnp.arange(_LENGTH) < count)[None]
+    )
+    return Vla(CONFIG).apply({"params": params}, hidden[0, count - 1], method="logits")
+
+
 def _policy(scale: float = 1.0, batch_size: int = 5) -> Policy:
-    params = jax.tree.map(lambda a: a * scale, init_params(CONFIG, jax.random.key(3)))
+    params = jax.tree.map(lambda a: a * scale, PARAMS)
     builder = SequenceBuilder(
         VOCABULARY,
         UniformTokenizer(SPEC, VOCABULARY.action_ids),
@@ -42,15 +55,9 @@ def _greedy(policy: Policy, image, prompt: str, steps: int, allowed) -> list[int
     start = len(ids)
     for i in range(steps):
         n = len(ids)
-        causal = (np.arange(n) >= start)[None]
-        hidden = Vla(CONFIG).apply(
-            {"params": policy.params},
-            image[None, None],
-            np.array([ids], np.int32),
-            causal,
-            np.ones((1, n), bool),
-        )
-        logits = np.asarray(Vla(CONFIG).apply({"params": policy.params}, hidden[0, -1], method="logits"))
+        padded = np.pad(np.asarray(ids, np.int32), (0, _LENGTH - n))
+        causal = np.arange(_LENGTH) >= start
+        logits = np.asarray(_next_logits(policy.params, image, padded, causal, n))
         choice = allowed(i)
         ids.append(int(choice[np.argmax(logits[choice])]))
     return ids[start:]

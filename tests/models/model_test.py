@@ -23,6 +23,11 @@ CONFIG = ModelConfig("tiny", image_size=28, compute_dtype="float32")
 RNG = np.random.default_rng(0)
 
 
+def _run(model: Vla, params, *inputs):
+    """Text states of the training forward, compiled: one call instead of one per operation."""
+    return jax.jit(lambda p, args: model.apply({"params": p}, *args)[0])(params, inputs)
+
+
 def _inputs(batch: int = 3, length: int = 10):
     images = RNG.integers(0, 256, (batch, 1, 28, 28, 3), np.uint8)
     tokens = RNG.integers(4, 4000, (batch, length)).astype(np.int32)
@@ -34,7 +39,7 @@ def _inputs(batch: int = 3, length: int = 10):
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(CONFIG, jax.random.key(0))
+    return jax.jit(lambda: init_params(CONFIG, jax.random.key(0)))()
 
 
 def test_parameter_tree_is_paligemmas():
@@ -114,18 +119,18 @@ def test_prefill_and_steps_equal_the_full_forward(params, image_sees_text):
     """Prompts of different lengths in one batch."""
     model = Vla(dataclasses.replace(CONFIG, image_sees_text=image_sees_text))
     images, tokens, causal, valid = _inputs()
-    full = model.apply({"params": params}, images, tokens, causal, valid)
+    full = _run(model, params, images, tokens, causal, valid)
     lengths = np.array([6, 4, 2])
     prompt = np.arange(6) < lengths[:, None]
-    hidden, cache, seen = model.apply(
-        {"params": params}, images, tokens[:, :6], prompt, max_new_tokens=4, method="prefill"
+    prefill = jax.jit(
+        lambda p, *args: model.apply({"params": p}, *args, max_new_tokens=4, method="prefill")
     )
+    hidden, cache, seen = prefill(params, images, tokens[:, :6], prompt)
+    step = jax.jit(lambda p, *args: model.apply({"params": p}, *args, method="decode_step"))
     steps = [hidden]
     for i in range(4):
         token = tokens[np.arange(3), lengths + i]
-        hidden, cache, seen = model.apply(
-            {"params": params}, token, cache, seen, jnp.int32(4 + 6 + i), method="decode_step"
-        )
+        hidden, cache, seen = step(params, token, cache, seen, jnp.int32(4 + 6 + i))
         steps.append(hidden)
     steps = np.stack(steps, axis=1)
     for row, n in enumerate(lengths):
@@ -135,9 +140,9 @@ def test_prefill_and_steps_equal_the_full_forward(params, image_sees_text):
 def test_padding_changes_nothing(params):
     images, tokens, causal, valid = _inputs()
     model = Vla(CONFIG)
-    full = model.apply({"params": params}, images, tokens, causal, valid)
+    full = _run(model, params, images, tokens, causal, valid)
     other = np.where(valid, tokens, 77)
-    again = model.apply({"params": params}, images, other, causal, valid)
+    again = _run(model, params, images, other, causal, valid)
     np.testing.assert_array_equal(np.where(valid[..., None], full - again, 0), 0)
 
 
@@ -148,11 +153,12 @@ def test_other_forms_of_the_layers_agree(params, change):
     images, tokens, causal, valid = _inputs()
 
     def loss(params, config):
-        out = Vla(config).apply({"params": params}, images, tokens, causal, valid)
+        out, _ = Vla(config).apply({"params": params}, images, tokens, causal, valid)
         return jnp.sum(jnp.where(valid[..., None], out, 0) ** 2)
 
-    want, want_grad = jax.value_and_grad(loss)(params, CONFIG)
-    got, got_grad = jax.value_and_grad(loss)(params, dataclasses.replace(CONFIG, **change))
+    compiled = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    want, want_grad = compiled(params, CONFIG)
+    got, got_grad = compiled(params, dataclasses.replace(CONFIG, **change))
     np.testing.assert_allclose(got, want, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), got_grad, want_grad)
 
@@ -164,7 +170,7 @@ def test_images_ignore_the_question_only_if_asked(params):
     model = Vla(dataclasses.replace(CONFIG, image_sees_text=False))
     other = np.where(segment == 2, tokens + 1, tokens)
     a, b = (
-        model.apply({"params": params}, images, t, causal, valid, segment) for t in (tokens, other)
+        _run(model, params, images, t, causal, valid, segment) for t in (tokens, other)
     )
     np.testing.assert_array_equal(a[:, :5], b[:, :5])
     assert np.abs(a[:, 5:] - b[:, 5:]).max() > 1e-3
@@ -177,8 +183,8 @@ def test_bfloat16_keeps_float32_parameters_and_is_close(params):
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    want = Vla(CONFIG).apply({"params": params}, images, tokens, causal, valid)
-    got = Vla(config).apply({"params": params}, images, tokens, causal, valid)
+    want = _run(Vla(CONFIG), params, images, tokens, causal, valid)
+    got = _run(Vla(config), params, images, tokens, causal, valid)
     assert got.dtype == jnp.bfloat16
     assert np.abs(np.asarray(got, np.float32) - want).max() < 0.15
 

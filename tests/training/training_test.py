@@ -19,33 +19,32 @@ from vla_jax.models.vla import Vla
 from vla_jax.schema import from_dict
 from vla_jax.sharding.mesh import MeshConfig, make_mesh, to_global
 from vla_jax.train import train
-from vla_jax.training.losses import answer_loss
+from vla_jax.training.losses import _smoothed_target_logit, answer_loss
 from vla_jax.training.metrics import MetricWriter, read_metrics
 from vla_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from vla_jax.training.step import make_train_step
+from vla_jax.training.step import make_train_step, state_shardings
 
 GOLDEN = Path(__file__).parents[1] / "golden/loss_curve.json"
 
 
-def make_config(data_sets, **changes) -> Config:
-    robot, web = data_sets
-    config = from_dict(
-        Config,
-        {
-            "model": {"preset": "tiny", "image_size": 28, "compute_dtype": "float32"},
-            "data": {
-                "sources": {
-                    "robot": {"kind": "episodes", "path": str(robot), "weight": 2},
-                    "web": {"kind": "image_text", "path": str(web), "weight": 1},
-                },
-                "max_tokens": 40,
-                "max_answer_tokens": 10,
+def _minimal(robot="", web="") -> dict:
+    return {
+        "model": {"preset": "tiny", "image_size": 28, "compute_dtype": "float32"},
+        "data": {
+            "sources": {
+                "robot": {"kind": "episodes", "path": str(robot), "weight": 2},
+                "web": {"kind": "image_text", "path": str(web), "weight": 1},
             },
-            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 1, "decay": "constant"},
-            "train": {"steps": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 2},
-            "mesh": {"data": -1},
+            "max_tokens": 40,
+            "max_answer_tokens": 10,
         },
-    )
+        "optimizer": {"learning_rate": 3e-3, "warmup_steps": 1, "decay": "constant"},
+        "train": {"steps": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 2},
+    }
+
+
+def make_config(data_sets, **changes) -> Config:
+    config = from_dict(Config, _minimal(*data_sets))
     for path, value in changes.items():
         section, key = path.split("__")
         part = dataclasses.replace(getattr(config, section), **{key: value})
@@ -65,10 +64,11 @@ def test_loss_equals_numpy(data_sets):
     run = build_training(make_config(data_sets))
     state = run.fresh_state()
     batch = next(run.loader(0))
-    loss, sums = answer_loss(
-        Vla(run.config.model), state["params"], batch, max_answer_tokens=10, num_sources=2
-    )
-    hidden = Vla(run.config.model).apply(
+    model = Vla(run.config.model)
+    loss, sums = jax.jit(
+        lambda p, b: answer_loss(model, p, b, max_answer_tokens=10, num_sources=2)
+    )(state["params"], batch)
+    hidden, _ = jax.jit(model.apply)(
         {"params": state["params"]},
         *(batch[k] for k in ("images", "tokens", "attend_causal", "valid")),
     )
@@ -86,6 +86,18 @@ def test_loss_equals_numpy(data_sets):
     np.testing.assert_allclose(loss, nats.sum() / count.sum(), rtol=1e-5)
     # Robot rows: 8 action tokens and EOS.
     assert count[0] == 9 * (batch["source"] == 0).sum()
+
+
+def test_soft_integer_targets_equal_numpy():
+    """The loss of an integer is the cross-entropy against a Gaussian over its neighbours."""
+    model = Vla(from_dict(Config, _minimal()).model)
+    first, last = model.config.decoder.integer_rows
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 4096)), jnp.float32)
+    target = jnp.array([[first + 10, 3000]])
+    got = _smoothed_target_logit(model, logits, target, 2.0)
+    weight = np.exp(-0.5 * ((np.arange(last - first) - 10) / 2.0) ** 2)
+    want = np.asarray(logits[0, 0, first:last]) @ (weight / weight.sum())
+    np.testing.assert_allclose(got[0], [want, logits[0, 1, 3000]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +146,6 @@ def test_resumed_run_equals_uninterrupted_bitwise(data_sets, tmp_path):
 def _losses(config: Config, mesh: MeshConfig, devices, steps: int) -> list[float]:
     run = build_training(dataclasses.replace(config, mesh=MeshConfig(-1)))
     run.mesh = make_mesh(mesh, devices)
-    from vla_jax.training.step import state_shardings
-
     run.shardings = state_shardings(run.abstract, run.optimizer, run.mesh)
     state = run.fresh_state()
     step = make_train_step(

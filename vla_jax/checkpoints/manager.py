@@ -54,7 +54,11 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, keep: int = 2):
         self.directory = Path(workdir).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        # Named here, so that a process that only reads knows how to.
+        handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=handlers
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -75,16 +79,14 @@ class Checkpoints:
         self._manager.save(
             meta.step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta.to_json())
+                state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta.to_json())
             ),
         )
 
     def meta(self, step: int | None = None) -> CheckpointMeta:
         """Raises FileNotFoundError if there is no checkpoint."""
         step = self._require(step)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        )
+        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         return CheckpointMeta.from_json(restored["meta"])
 
     def restore(self, abstract: Tree, shardings: Tree, step: int | None = None) -> Tree:

@@ -6,13 +6,14 @@ import functools
 import hashlib
 import json
 import random
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 from PIL import Image
 
 from vla_jax.corpus.concepts import package_file
 from vla_jax.corpus.paint import Painter
+from vla_jax.corpus.patches import patch_names
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.corpus.questions import QuestionMaker, Sample
 from vla_jax.text.prompts import question_prompt
@@ -31,6 +32,14 @@ class CorpusExample(TypedDict):
     answer: str
     task: str
     language: str
+
+
+class PictureQuestions(NamedTuple):
+    """One picture with several questions."""
+
+    image: np.ndarray  # uint8 [S, S, 3]
+    texts: list[tuple[str, str]]  # (prompt, answer)
+    patch_names: list[str] | None  # see `patches.patch_names`; None where they are not known
 
 
 class Corpus:
@@ -72,19 +81,22 @@ class Corpus:
         sample = self._maker.make(rng)
         return self._painted(sample, rng)
 
-    def questions(self, index: int, count: int) -> tuple[np.ndarray, list[tuple[str, str]]]:
-        """`example(index)` with more questions about the same picture.
+    def questions(self, index: int, count: int, patch: int) -> PictureQuestions:
+        """`example(index)` with up to `count` different questions about its picture.
 
-        Returns the image, uint8 [S, S, 3], and up to `count` different (prompt, answer) pairs.
+        Args:
+          patch: side of the image patches that get a name, pixels.
         """
         rng = self._rng(index)
         if rng.random() < EASY_VQA_SHARE:
-            return self._easy_vqa.questions(rng.randrange(len(self._easy_vqa)), count)
+            image, texts = self._easy_vqa.questions(rng.randrange(len(self._easy_vqa)), count)
+            return PictureQuestions(image, texts, None)
         sample = self._maker.make(rng)
         image = self._painter.paint(sample.scene, rng)
         more = self._maker.make_about(sample.scene, count, rng)
-        texts = {s.prompt: s.answer for s in (sample, *more)}
-        return image, list(texts.items())[:count]
+        texts = list({s.prompt: s.answer for s in (sample, *more)}.items())[:count]
+        names = patch_names(sample.scene, self._bank, self.image_size, patch)
+        return PictureQuestions(image, texts, names)
 
     def task_example(self, task: str, index: int) -> CorpusExample:
         """Like `example` for one task of `questions.TASK_WEIGHTS`; its own scenes."""

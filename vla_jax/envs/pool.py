@@ -14,7 +14,9 @@ import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
+import sys
 import time
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
@@ -63,6 +65,7 @@ class EnvPool:
         self.num_envs = num_envs
         self.restarts = 0
         self._config = config
+        self._lost: set[int] = set()
         self._timeout_s = timeout_s
         self._workers = [self._spawn() for _ in range(min(num_workers, num_envs))]
 
@@ -86,11 +89,17 @@ class EnvPool:
 
         Raises ValueError, as `TabletopEnv.reset` does, for a bad task.
         """
+        self._lost -= set(requests)
         return self._ask("reset", requests)
 
     def step(self, actions: Mapping[int, np.ndarray | None]) -> dict[int, Transition | None]:
-        """One step of each environment named; an action of None lets the scripted expert act."""
-        return self._ask("step", actions)
+        """One step of each environment named; an action of None lets the scripted expert act.
+
+        An environment that was lost with its worker gives `None` until it is reset.
+        """
+        lost = self._lost & set(actions)
+        answers = self._ask("step", {e: a for e, a in actions.items() if e not in lost})
+        return answers | dict.fromkeys(lost)
 
     def render(self, envs: list[int]) -> dict[int, np.ndarray | None]:
         """Larger pictures, uint8 [224, 224, 3]."""
@@ -101,7 +110,14 @@ class EnvPool:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._config), daemon=True)
-        process.start()
+        # A spawned process imports the main script again; one that imports TensorFlow at its top
+        # would bring it into the worker.
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            process.start()
+        finally:
+            sys.modules["__main__"] = script
         theirs.close()
         return process, ours
 
@@ -161,6 +177,7 @@ class EnvPool:
             process.exitcode,
             envs,
         )
+        self._lost |= set(range(number, self.num_envs, len(self._workers)))
         self.restarts += 1
         if self.restarts > 10 * len(self._workers):
             raise RuntimeError(

@@ -35,7 +35,7 @@ class Vla(nn.Module):
         attend_causal: jax.Array,
         valid: jax.Array,
         segment: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array]:
         """The training forward.
 
         Args:
@@ -45,11 +45,12 @@ class Vla(nn.Module):
             in order. Each text sees the images and itself, as if it stood alone.
 
         Returns:
-          Hidden states of the text positions [B, T, D], before the logits.
+          Hidden states of the text positions [B, T, D], before the logits; and the image tokens
+          [B, P, D] as they enter the decoder.
         """
-        x, seen = self._image_tokens(images)
-        offset = x.shape[1]
-        x = jnp.concatenate([x, self.llm.embed(tokens)], axis=1)
+        image_tokens, seen = self._image_tokens(images)
+        offset = image_tokens.shape[1]
+        x = jnp.concatenate([image_tokens, self.llm.embed(tokens)], axis=1)
         seen = jnp.concatenate([seen, valid], axis=1)
         positions = _positions(seen)
         starts = jnp.arange(x.shape[1]) == offset
@@ -65,7 +66,7 @@ class Vla(nn.Module):
             segment = jnp.pad(segment, ((0, 0), (offset, 0)))  # 0: the images
             mask &= (segment[:, None] == segment[:, :, None]) | (segment[:, None] == 0)
         hidden, _ = self.llm(x, positions, mask)
-        return hidden[:, offset:]
+        return hidden[:, offset:], image_tokens
 
     def logits(self, hidden: jax.Array, rows: jax.Array | None = None) -> jax.Array:
         """Hidden states [..., D] -> float32 logits over the vocabulary, or over `rows` of it."""

@@ -11,16 +11,17 @@ from vla_jax.types import Params
 
 def answer_logits(
     model: Vla, params: Params, batch: dict[str, jax.Array], max_answer_tokens: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Logits only where there is loss.
 
     The K = max_answer_tokens loss positions of a row are gathered before the vocabulary product:
     no [B, T, V] array exists.
 
     Returns:
-      logits float32 [B, K, V], target int32 [B, K], in_loss bool [B, K].
+      logits float32 [B, K, V], target int32 [B, K], in_loss bool [B, K], and the image tokens
+      [B, P, D].
     """
-    hidden = model.apply(
+    hidden, image_tokens = model.apply(
         {"params": params},
         batch["images"],
         batch["tokens"],
@@ -36,7 +37,7 @@ def answer_logits(
     before = jnp.maximum(position - 1, 0)
     hidden = jnp.take_along_axis(hidden, before[..., None], axis=1)
     logits = model.apply({"params": params}, hidden, method="logits")
-    return logits, target, in_loss  # pyright: ignore[reportReturnType]
+    return logits, target, in_loss, image_tokens  # pyright: ignore[reportReturnType]
 
 
 def answer_loss(
@@ -59,7 +60,7 @@ def answer_loss(
       (greedy token matches), "tokens", "samples". Sums, not means: hosts and sources hold different
       numbers of loss tokens, so a mean of means is biased.
     """
-    logits, target, in_loss = answer_logits(model, params, batch, max_answer_tokens)
+    logits, target, in_loss, image_tokens = answer_logits(model, params, batch, max_answer_tokens)
     if integer_smoothing:
         target_logit = _smoothed_target_logit(model, logits, target, integer_smoothing)
     else:
@@ -77,7 +78,35 @@ def answer_loss(
         key: jax.ops.segment_sum(value, batch["source"], num_sources)
         for key, value in per_row.items()
     }
-    return jnp.sum(by_source["loss"]) / jnp.maximum(jnp.sum(by_source["tokens"]), 1.0), by_source
+    loss = jnp.sum(by_source["loss"]) / jnp.maximum(jnp.sum(by_source["tokens"]), 1.0)
+    if "patch_tokens" in batch:
+        loss += alignment_loss(model, params, image_tokens, batch["patch_tokens"])
+    return loss, by_source
+
+
+def alignment_loss(
+    model: Vla, params: Params, image_tokens: jax.Array, patch_tokens: jax.Array
+) -> jax.Array:
+    """Cross-entropy of the words of what a patch shows, read off its image token.
+
+    Image tokens share the space of word embeddings, so the embedding table is the classifier and no
+    parameter is added (patch-aligned training, arXiv 2212.04994, with cross-entropy). It gets the
+    decoder across the plateau before grounding: looking for "dog" becomes comparing like with like.
+
+    Args:
+      image_tokens: [B, P, D].
+      patch_tokens: int32 [B, P, W], up to W tokens of the name; -1 for none.
+
+    Returns:
+      Mean over patches of the mean over words, in nats. Unnamed patches (all -1) do not count.
+    """
+    logits = model.apply({"params": params}, image_tokens, method="logits")
+    log_p = jax.nn.log_softmax(logits, axis=-1)  # pyright: ignore[reportArgumentType]
+    there = patch_tokens >= 0
+    word = jnp.take_along_axis(log_p, jnp.where(there, patch_tokens, 0), axis=-1)
+    words = jnp.sum(there, axis=-1)
+    nats = -jnp.sum(word * there, axis=-1) / jnp.maximum(words, 1)
+    return jnp.sum(nats) / jnp.maximum(jnp.sum(words > 0), 1)
 
 
 def _smoothed_target_logit(

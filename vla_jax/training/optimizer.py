@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -43,7 +44,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     if config.decay == "cosine":
         fall = optax.cosine_decay_schedule(peak, total_steps - warmup)
     elif config.decay == "rsqrt":
-        fall = lambda step: peak * (warmup / (step + warmup)) ** 0.5  # noqa: E731
+        fall = lambda step: peak * (warmup / jnp.maximum(step + warmup, 1)) ** 0.5  # noqa: E731
     else:
         fall = optax.constant_schedule(peak)
     return optax.join_schedules([rise, fall], [warmup])
