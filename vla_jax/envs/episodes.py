@@ -220,7 +220,7 @@ def _png(image: np.ndarray) -> bytes:
 
 def main() -> None:
     """Command line of `generate`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--episodes", type=int, required=True)
     parser.add_argument("--workers", type=int, default=2)

@@ -100,7 +100,8 @@ class World:
     # Reset
 
     def reset(self, layout: Layout) -> None:
-        """Puts everything in its place, at rest."""
+        """Puts everything in its place, at rest. Raises ValueError for what it does not know."""
+        self._require_known(layout)
         self.layout = layout
         model, data = self._model, self.data
         mujoco.mj_resetData(model, data)
@@ -134,6 +135,15 @@ class World:
         data.ctrl[:] = self._servo_targets(self.command)
         mujoco.mj_step(model, data, 20)  # blocks settle
         self._place_laser()
+
+    def _require_known(self, layout: Layout) -> None:
+        for block in layout.blocks:
+            self._bank.concept(block.name)
+        colors = [b.tile for b in layout.blocks] + [m.color for m in layout.mats]
+        if unknown := sorted(set(colors) - set(COLORS)):
+            raise ValueError(f"no colour {unknown}; there are {', '.join(COLORS)}")
+        if len(layout.blocks) > scene.NUM_BLOCKS or len(layout.mats) > scene.NUM_MATS:
+            raise ValueError(f"at most {scene.NUM_BLOCKS} blocks and {scene.NUM_MATS} mats")
 
     def _paint_block(self, i: int, block: Block) -> None:
         tile = COLORS[block.tile]
