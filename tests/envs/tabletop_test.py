@@ -168,7 +168,7 @@ def test_push_means_far_enough_the_right_way_on_the_table(direction):
 
 def test_near_means_set_down_close_by():
     near = make_task("near", "apple", "car")
-    there = {"start": (0.2, 0.0, 0.02), "reference": (0.0, 0.0, 0.02)}
+    there: dict[str, Any] = {"start": (0.2, 0.0, 0.02), "reference": (0.0, 0.0, 0.02)}
     assert is_success(near, state((NEAR_M - 1e-3, 0.0, 0.02), **there))
     assert not is_success(near, state((NEAR_M + 1e-3, 0.0, 0.02), **there))
     assert not is_success(near, state((NEAR_M - 1e-3, 0.0, 0.02), **there, held=True))
@@ -180,7 +180,7 @@ def test_near_means_set_down_close_by():
 
 def test_put_means_let_go_on_the_mat():
     put = make_task("put", "apple", "blue mat")
-    there = {"start": (0.2, 0.0, 0.02), "reference": (0.0, 0.1, 0.02)}
+    there: dict[str, Any] = {"start": (0.2, 0.0, 0.02), "reference": (0.0, 0.1, 0.02)}
     assert is_success(put, state((0.049, 0.051, 0.02), **there))
     assert not is_success(put, state((0.051, 0.1, 0.02), **there))
     assert not is_success(put, state((0.0, 0.1, 0.02), **there, held=True))

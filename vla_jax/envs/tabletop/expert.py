@@ -56,7 +56,8 @@ class Expert:
             step = np.asarray(DIRECTIONS[task.direction]) * _PUSH_STEP_M
             return self._act(env, np.array([*step, 0]), CLOSED)
         away = goal_spot(task, block, env.reference_position) - block[:2]
-        if block[2] < _LOW_M and np.linalg.norm(away) < _PLACED_M[task.family]:
+        low = min(tool[2], block[2]) < _LOW_M
+        if low and np.linalg.norm(away) < _PLACED_M[task.family]:
             return self._act(env, np.zeros(3), OPEN)
         if np.abs(away).max() < _ALIGNED_M and tool[2] > CARRY_Z_M - 0.04:
             return self._act(env, np.array([*away, GRASP_Z_M - tool[2]]), CLOSED)
