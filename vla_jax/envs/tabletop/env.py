@@ -207,7 +207,7 @@ class TabletopEnv(gymnasium.Env):
                 name,
                 *spot,
                 yaw=rng.uniform(-1, 1) * config.yaw_rad,
-                tile=rng.choice(("white", "white", "white", "yellow", "pink", "black")),
+                tile=self._draw_tile(rng, name),
             )
             for name, spot in zip(names, spots, strict=False)
         )
@@ -223,6 +223,12 @@ class TabletopEnv(gymnasium.Env):
             light=1 + rng.uniform(-1, 1) * config.light_jitter,
             texture_seed=rng.randrange(2**31),
         )
+
+    def _draw_tile(self, rng: random.Random, name: str) -> str:
+        """A colour on which the picture shows."""
+        ink = "black" if self._bank.category(name) == "number" else self._bank.color(name)
+        tiles = ("white", "white", "white", "yellow", "pink", "black")
+        return rng.choice([tile for tile in tiles if tile != ink])
 
     def _draw_task(self, rng: random.Random, layout: Layout, family: str | None) -> Task:
         families = [family] if family else list(self.config.families)
