@@ -211,16 +211,13 @@ def _serve(connection, config: TabletopConfig) -> None:
         taken = np.asarray(action, np.float32)
         return Transition(observation, reward, terminated, truncated, info, taken)
 
-    while True:
-        try:
-            command, share = connection.recv()
-        except EOFError:
-            break
-        if command == "close":
-            break
-        try:
-            connection.send({env: answer(command, env, request) for env, request in share})
-        except ValueError as e:
-            connection.send(e)
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
+        while (request := connection.recv())[0] != "close":
+            command, share = request
+            try:
+                answers = {env: answer(command, env, request) for env, request in share}
+            except ValueError as e:
+                answers = e
+            connection.send(answers)
     for env in envs.values():
         env.close()
