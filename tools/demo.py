@@ -51,13 +51,27 @@ def main() -> None:
         )
         step(
             "Episodes as an RLDS data set",
-            *("vla_jax.data.write", "episodes", "--staged", out / "staged", "--out", data / "robot"),
+            *(
+                "vla_jax.data.write",
+                "episodes",
+                "--staged",
+                out / "staged",
+                "--out",
+                data / "robot",
+            ),
         )
         shutil.rmtree(out / "staged")
     if not (data / "web").exists():
         step(
             "Pictures, captions and questions as an image-text data set",
-            *("vla_jax.data.write", "image_text", "--train", str(WEB_TRAIN), "--test", str(WEB_TEST)),
+            *(
+                "vla_jax.data.write",
+                "image_text",
+                "--train",
+                str(WEB_TRAIN),
+                "--test",
+                str(WEB_TEST),
+            ),
             *("--background_share", "0.05", "--out", data / "web"),
         )
     sources = f"--config.data.sources.web.path={data / 'web'}"

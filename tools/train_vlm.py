@@ -1,6 +1,10 @@
 """Trains the small web-trained VLM that ships with the code, from the picture/word corpus.
 
-    python tools/train_vlm.py --out=out/vlm --steps=40000
+    python tools/train_vlm.py --stage=words --out=out/words --steps=8000 --learning_rate=2e-3
+    python tools/train_vlm.py --stage=answers --init_from=out/words/vlm.npz --out=out/vlm
+
+First the image encoder alone learns which words belong to each patch; then the whole model learns
+to answer, several questions to a picture.
 
 Needs no TensorFlow: worker processes paint the corpus on the fly and hand batches over in shared
 memory, and every sample is new. Run again with the same --out to resume. Writes `vlm.npz` (float16,
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -29,7 +34,7 @@ from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.types import Batch, Example
 
 MAX_TOKENS, MAX_ANSWER_TOKENS = 40, 10
-ROW_TOKENS, ROW_LOSS_TOKENS, QUESTIONS = 72, 32, 7
+ROW_TOKENS, ROW_LOSS_TOKENS, QUESTIONS = 96, 40, 9
 PATCH, WORDS = 16, 3
 SLOTS_PER_WORKER = 2
 
@@ -71,16 +76,13 @@ def _name_tokens(vocabulary: Vocabulary, names: list[str] | None) -> np.ndarray 
 
 def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> None:
     """Worker process: makes batches start + worker, + workers, ... into its own slots."""
-    corpora = [
-        Corpus(
-            args.image_size,
-            seed=args.seed,
-            split="train",
-            background_share=args.background_share,
-            max_pictures=most,
-        )
-        for most in (1, 2, 5)
-    ]
+    corpus = Corpus(
+        args.image_size,
+        seed=args.seed,
+        split="train",
+        background_share=args.background_share,
+        crowded_share=args.crowded_share,
+    )
     builder = SequenceBuilder(
         Vocabulary(), None, max_tokens=MAX_TOKENS, max_answer_tokens=MAX_ANSWER_TOKENS
     )
@@ -88,12 +90,8 @@ def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> N
     views = [_views(slot.buf, args.batch_size, args.image_size) for slot in slots]
     for number in range(start + worker, args.steps, workers):
         slot = free.get()
-        # One picture, then two, then all: where things are comes before which is which.
-        corpus = corpora[sum(number >= step for step in args.curriculum)]
         for row in range(args.batch_size):
-            image, texts, names = corpus.questions(
-                number * args.batch_size + row, QUESTIONS, PATCH
-            )
+            image, texts, names = corpus.questions(number * args.batch_size + row, QUESTIONS, PATCH)
             built = pack_row(
                 builder,
                 [Example((image,), prompt, answer) for prompt, answer in texts],
@@ -200,30 +198,30 @@ def evaluate(params, model_config, builder: SequenceBuilder, args) -> dict:
 def main() -> None:
     import jax
 
-    from vla_jax.checkpoints.params_file import save_params
+    from vla_jax.checkpoints.params_file import load_params, save_params
     from vla_jax.models.presets import ModelConfig
+    from vla_jax.models.vla import Vla
     from vla_jax.sharding.mesh import MeshConfig, make_mesh
     from vla_jax.training.loop import TrainConfig, fit
+    from vla_jax.training.losses import answer_loss, patch_word_loss
     from vla_jax.training.metrics import MetricWriter
     from vla_jax.training.optimizer import OptimizerConfig, make_optimizer
     from vla_jax.training.step import make_init, make_train_step, state_shardings
 
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stage", choices=("words", "answers"), required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init_from", type=Path, help="parameters to start from")
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--image_size", type=int, default=112)
-    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--stop_at", type=int, default=0, help="stop early, to resume later")
     parser.add_argument("--stop_after_s", type=float, default=1e9, help="likewise, by the clock")
-    parser.add_argument("--batch_size", type=int, default=512)
+    parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--compute_dtype", default="float32")
     parser.add_argument(
-        "--curriculum",
-        type=int,
-        nargs=2,
-        default=(500, 1100),
-        help="steps from which a scene has up to two, and up to five pictures",
+        "--crowded_share", type=float, default=0.5, help="pictures with about ten things"
     )
     parser.add_argument("--integer_smoothing", type=float, default=3.0, help="in bins")
     parser.add_argument("--background_share", type=float, default=0.05)
@@ -242,7 +240,9 @@ def main() -> None:
         image_sees_text=False,
         unroll_layers=True,
     )
-    optimizer_config = OptimizerConfig(args.learning_rate, warmup_steps=args.warmup_steps, weight_decay=1e-4)
+    optimizer_config = OptimizerConfig(
+        args.learning_rate, warmup_steps=args.warmup_steps, weight_decay=1e-4
+    )
     optimizer = make_optimizer(optimizer_config, args.steps)
     mesh = make_mesh(MeshConfig())
     init = make_init(model_config, optimizer, args.seed)
@@ -252,6 +252,9 @@ def main() -> None:
         state = jax.device_put(pickle.loads(saved.read_bytes()), shardings)
     else:
         state = jax.jit(init, out_shardings=shardings)()
+        if args.init_from:
+            params = load_params(args.init_from, jax.eval_shape(init)["params"])
+            state["params"] = jax.device_put(params, shardings["params"])
     start = int(state["step"])
 
     def save(step: int, state) -> None:
@@ -261,18 +264,21 @@ def main() -> None:
         if time.time() - begun > args.stop_after_s:
             raise _TimeUp
 
-    train_step = make_train_step(
-        model_config,
-        optimizer,
-        shardings,
-        mesh,
-        max_answer_tokens=ROW_LOSS_TOKENS,
-        num_sources=1,
-        integer_smoothing=args.integer_smoothing,
-    )
+    model = Vla(model_config)
+    if args.stage == "words":
+        loss_fn = functools.partial(patch_word_loss, model, num_sources=1)
+    else:
+        loss_fn = functools.partial(
+            answer_loss,
+            model,
+            max_answer_tokens=ROW_LOSS_TOKENS,
+            num_sources=1,
+            integer_smoothing=args.integer_smoothing,
+        )
+    train_step = make_train_step(optimizer, shardings, mesh, loss_fn)
     stop = min(args.stop_at or args.steps, args.steps)
     train_config = TrainConfig(
-        steps=stop, batch_size=args.batch_size, log_every=100, checkpoint_every=100
+        steps=stop, batch_size=args.batch_size, log_every=100, checkpoint_every=200
     )
     builder = SequenceBuilder(
         Vocabulary(), None, max_tokens=MAX_TOKENS, max_answer_tokens=MAX_ANSWER_TOKENS
@@ -298,6 +304,8 @@ def main() -> None:
         batches.close()
     state = pickle.loads(saved.read_bytes())
     save_params(args.out / "vlm.npz", state["params"], "float16")
+    if args.stage == "words":
+        return
     figures = evaluate(state["params"], model_config, builder, args)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     card = {

@@ -1,1 +1,1 @@
-"""vla_jax: train vision-language-action models by co-fine-tuning, on TPU pods and GPUs, with JAX."""
+"""Train vision-language-action models by co-fine-tuning, on TPU pods and GPUs, with JAX."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -21,11 +22,12 @@ from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
 from vla_jax.decoding.policy import Policy
 from vla_jax.models.presets import ModelConfig
-from vla_jax.models.vla import init_params
+from vla_jax.models.vla import Vla, init_params
 from vla_jax.sharding.mesh import MeshConfig, make_mesh
 from vla_jax.text.vocabulary import Vocabulary
+from vla_jax.training.losses import answer_loss
 from vla_jax.training.optimizer import make_optimizer
-from vla_jax.training.step import TrainState, make_init, state_shardings
+from vla_jax.training.step import LossFn, TrainState, make_init, state_shardings
 from vla_jax.types import Params
 
 # Keys that may differ between a checkpoint and the run that resumes it: they change neither the
@@ -103,6 +105,16 @@ class TrainingRun:
             process_count=jax.process_count(),
             threads=config.data.threads,
             prefetch=config.data.prefetch,
+        )
+
+    @property
+    def loss_fn(self) -> LossFn:
+        return functools.partial(
+            answer_loss,
+            Vla(self.config.model),
+            max_answer_tokens=self.config.data.max_answer_tokens,
+            num_sources=len(self.sources),
+            integer_smoothing=self.config.train.integer_smoothing,
         )
 
     def meta(self, step: int) -> CheckpointMeta:

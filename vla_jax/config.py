@@ -20,11 +20,9 @@ from ml_collections import ConfigDict
 
 from vla_jax import schema
 from vla_jax.data.mixture import DataConfig
-from vla_jax.data.mixture import DataConfig
 from vla_jax.evaluation.base import EvaluationConfig
 from vla_jax.models.presets import ModelConfig
 from vla_jax.sharding.mesh import MeshConfig
-from vla_jax.training.loop import TrainConfig
 from vla_jax.training.loop import TrainConfig
 from vla_jax.training.optimizer import OptimizerConfig
 

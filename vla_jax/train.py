@@ -35,21 +35,15 @@ def train(config: Config, workdir: str) -> TrainState:
         if checkpoints.latest is None:
             state = run.fresh_state()
             count = sum(x.size for x in jax.tree.leaves(state["params"]))
-            print(f"fresh run: {count / 1e6:.2f} M parameters, init_from={config.train.init_from!r}")
+            print(
+                f"fresh run: {count / 1e6:.2f} M parameters, init_from={config.train.init_from!r}"
+            )
         else:
             state = run.restored_state(checkpoints)
             print(f"resumed {directory} at step {int(state['step'])}")
         start = int(state["step"])
         (directory / "config.json").write_text(config_lib.to_json(config))
-        step = make_train_step(
-            config.model,
-            run.optimizer,
-            run.shardings,
-            run.mesh,
-            max_answer_tokens=config.data.max_answer_tokens,
-            num_sources=len(run.sources),
-            integer_smoothing=config.train.integer_smoothing,
-        )
+        step = make_train_step(run.optimizer, run.shardings, run.mesh, run.loss_fn)
         with MetricWriter(directory, start) as writer:
             state = fit(
                 state,

@@ -11,6 +11,7 @@ import pytest
 from vla_jax.corpus.pictures import COLORS, PictureBank
 from vla_jax.corpus.questions import (
     CATEGORY_NOUNS,
+    RELATIONS,
     TASK_WEIGHTS,
     QuestionMaker,
     Sample,
@@ -117,7 +118,7 @@ def test_which_is_where_it_says(maker: QuestionMaker):
             axis, sign, where = {
                 "left of": (1, -1, "left"), "right of": (1, 1, "right"),
                 "above": (0, -1, "above"), "below": (0, 1, "below"),
-            }[next(w for w in ("left of", "right of", "above", "below") if w in question)]  # fmt: skip
+            }[next(w for w in RELATIONS if w in question)]  # fmt: skip
             seen.add(where)
             answers = [
                 k

@@ -29,7 +29,11 @@ _LENGTH = 40
 def _next_logits(params, image, ids, causal, count):
     """Logits after the first `count` of the padded ids."""
     hidden, _ = Vla(CONFIG).apply(
-        {"params": params}, image[None, None], ids[None], causal[None], (jnp.arange(_LENGTH) < count)[None]
+        {"params": params},
+        image[None, None],
+        ids[None],
+        causal[None],
+        (jnp.arange(_LENGTH) < count)[None],
     )
     return Vla(CONFIG).apply({"params": params}, hidden[0, count - 1], method="logits")
 
@@ -71,7 +75,9 @@ def test_actions_equal_the_slow_way():
     got = policy.act(images, INSTRUCTIONS)
     ids, legal = policy.action_tokenizer.token_ids, policy.action_tokenizer.legal()
     for row in range(3):
-        want = _greedy(policy, images[row], robot_prompt(INSTRUCTIONS[row]), 8, lambda i: ids[legal[i]])
+        want = _greedy(
+            policy, images[row], robot_prompt(INSTRUCTIONS[row]), 8, lambda i: ids[legal[i]]
+        )
         assert got.ids[row].tolist() == want
     np.testing.assert_array_equal(got.actions, policy.action_tokenizer.decode(got.ids))
 
@@ -81,7 +87,9 @@ def test_answers_equal_the_slow_way():
     questions = ["what is this?", "point to the small brown dog", "how many?"]
     everything = np.arange(VOCABULARY.size)
     for row, answer in enumerate(policy.answer(images, questions)):
-        ids = _greedy(policy, images[row], question_prompt(questions[row]), 10, lambda i: everything)
+        ids = _greedy(
+            policy, images[row], question_prompt(questions[row]), 10, lambda i: everything
+        )
         end = ids.index(VOCABULARY.eos_id) if VOCABULARY.eos_id in ids else len(ids)
         assert answer == VOCABULARY.decode(ids[:end])
 

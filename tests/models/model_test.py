@@ -169,9 +169,7 @@ def test_images_ignore_the_question_only_if_asked(params):
     segment = (np.arange(10) >= 5).astype(np.int32)[None] + 1
     model = Vla(dataclasses.replace(CONFIG, image_sees_text=False))
     other = np.where(segment == 2, tokens + 1, tokens)
-    a, b = (
-        _run(model, params, images, t, causal, valid, segment) for t in (tokens, other)
-    )
+    a, b = (_run(model, params, images, t, causal, valid, segment) for t in (tokens, other))
     np.testing.assert_array_equal(a[:, :5], b[:, :5])
     assert np.abs(a[:, 5:] - b[:, 5:]).max() > 1e-3
     with pytest.raises(ValueError, match="image_sees_text"):

@@ -42,7 +42,8 @@ def test_every_parameter_of_every_preset_has_a_rule(preset):
     mesh = make_mesh(MeshConfig(2, 2, 2))
     shardings = param_shardings(shapes, mesh)
     split = [
-        s.num_devices // max(1, len({tuple(map(str, i)) for i in s.devices_indices_map(a.shape).values()}))
+        s.num_devices
+        // max(1, len({tuple(map(str, i)) for i in s.devices_indices_map(a.shape).values()}))
         for a, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
     ]
     assert max(split) == 8 and min(split) == 2  # biases whole; matrices over fsdp and tensor

@@ -72,9 +72,10 @@ def test_loss_equals_numpy(data_sets):
         {"params": state["params"]},
         *(batch[k] for k in ("images", "tokens", "attend_causal", "valid")),
     )
-    logits = np.asarray(hidden, np.float64) @ np.asarray(
-        state["params"]["llm"]["embedder"]["input_embedding"], np.float64
-    ).T
+    logits = (
+        np.asarray(hidden, np.float64)
+        @ np.asarray(state["params"]["llm"]["embedder"]["input_embedding"], np.float64).T
+    )
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     nats, count = np.zeros(2), np.zeros(2)
     for b, t in np.argwhere(batch["in_loss"]):
@@ -148,9 +149,7 @@ def _losses(config: Config, mesh: MeshConfig, devices, steps: int) -> list[float
     run.mesh = make_mesh(mesh, devices)
     run.shardings = state_shardings(run.abstract, run.optimizer, run.mesh)
     state = run.fresh_state()
-    step = make_train_step(
-        config.model, run.optimizer, run.shardings, run.mesh, max_answer_tokens=10, num_sources=2
-    )
+    step = make_train_step(run.optimizer, run.shardings, run.mesh, run.loss_fn)
     loader, losses = run.loader(0), []
     for _ in range(steps):
         state, metrics = step(state, to_global(next(loader), run.mesh))
@@ -178,7 +177,10 @@ def test_golden_loss_curve(data_sets):
 def test_nan_loss_stops_the_run_and_keeps_the_checkpoint(data_sets, tmp_path):
     config = make_config(data_sets, optimizer__learning_rate=1e30, optimizer__clip_norm=1e30)
     with pytest.raises(FloatingPointError, match="last checkpoint is intact"):
-        train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=9)), str(tmp_path))
+        train(
+            dataclasses.replace(config, train=dataclasses.replace(config.train, steps=9)),
+            str(tmp_path),
+        )
 
 
 def test_checkpoint_of_another_config_is_refused(data_sets, tmp_path):
@@ -198,7 +200,7 @@ def test_start_from_parameters_of_a_run(data_sets, tmp_path):
     state = run.fresh_state()
     assert _same(state["params"], _params(tmp_path / "a")) and int(state["step"]) == 0
     missing = make_config(data_sets, train__init_from=str(tmp_path / "b"))
-    with pytest.raises(FileNotFoundError, match="neither a .npz file nor a run directory"):
+    with pytest.raises(FileNotFoundError, match="nor a run directory"):
         build_training(missing).fresh_state()
 
 

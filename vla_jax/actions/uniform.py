@@ -1,11 +1,11 @@
 """RT-2's action tokens: 256 uniform bins per dimension, one token each.
 
-bin = floor((a - low) / (high - low) * 256), with a = high falling into the last bin; decoding returns
-the bin's centre. So all 256 bins are equally wide, all 256 values differ (bins are counted, not
-edges: 256 edges would give 255 values), and the round-trip error is at most half a bin,
-(high - low) / 512. RT-1's published tokenizer truncates over 255 steps instead, which leaves the top
-bin to a = high alone and biases every value down by half a bin. A discrete dimension of n levels
-uses bins 0..n-1 and no others.
+bin = floor((a - low) / (high - low) * 256), with a = high falling into the last bin; decoding
+returns the bin's centre. So all 256 bins are equally wide, all 256 values differ (bins are counted,
+not edges: 256 edges would give 255 values), and the round-trip error is at most half a bin,
+(high - low) / 512. RT-1's published tokenizer truncates over 255 steps instead, which leaves the
+top bin to a = high alone and biases every value down by half a bin. A discrete dimension of n
+levels uses bins 0..n-1 and no others.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ class UniformTokenizer:
                 f"{int(where[-1])} ({self.spec.names[where[-1]]})"
             )
         low, high = self.spec.low, self.spec.high
-        unit = np.where(self._discrete, bins / np.maximum(self._levels - 1, 1),
-                        (bins + 0.5) / NUM_BINS)
+        unit = np.where(
+            self._discrete, bins / np.maximum(self._levels - 1, 1), (bins + 0.5) / NUM_BINS
+        )
         return (low + unit * (high - low)).astype(np.float32)
 
     def legal(self) -> np.ndarray:
@@ -109,13 +110,15 @@ class UniformTokenizer:
             inside = (actions[:, a] >= dim.low) & (actions[:, a] <= dim.high)
             share = np.bincount(bins[:, a], minlength=NUM_BINS) / len(bins)
             used = share[share > 0]
-            rows.append({
-                "name": dim.name,
-                "unit": dim.unit,
-                "half_bin": 0.0 if dim.levels else (dim.high - dim.low) / (2 * NUM_BINS),
-                "max_error": float(error[inside, a].max(initial=0.0)),
-                "clipped": float(1 - inside.mean()),
-                "bins_used": float(len(used)),
-                "entropy_bits": float(-(used * np.log2(used)).sum()),
-            })
+            rows.append(
+                {
+                    "name": dim.name,
+                    "unit": dim.unit,
+                    "half_bin": 0.0 if dim.levels else (dim.high - dim.low) / (2 * NUM_BINS),
+                    "max_error": float(error[inside, a].max(initial=0.0)),
+                    "clipped": float(1 - inside.mean()),
+                    "bins_used": float(len(used)),
+                    "entropy_bits": float(-(used * np.log2(used)).sum()),
+                }
+            )
         return rows

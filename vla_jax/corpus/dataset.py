@@ -52,6 +52,8 @@ class Corpus:
       background_share: how much of the pictures is the long tail of all other emoji; a small model
         on a small budget learns the curated ones better with less of it.
       max_pictures: most pictures in a scene; fewer make an easier corpus to start with.
+      crowded_share: how much of `questions` is about scenes with about ten pictures, which teach
+        more per image.
 
     Raises ValueError for an unknown split or images under 32 pixels.
     """
@@ -63,11 +65,13 @@ class Corpus:
         split: str = "train",
         background_share: float = 0.3,
         max_pictures: int = 5,
+        crowded_share: float = 0.0,
     ):
         _require_split(split)
         if image_size < 32:
             raise ValueError(f"image_size {image_size} is too small to show pictures: use >= 32")
         self.image_size, self.seed, self.split = image_size, seed, split
+        self.crowded_share = crowded_share
         self._bank = PictureBank()
         self._maker = QuestionMaker(self._bank, image_size, background_share, max_pictures)
         self._painter = Painter(self._bank)
@@ -91,11 +95,15 @@ class Corpus:
         if rng.random() < EASY_VQA_SHARE:
             image, texts = self._easy_vqa.questions(rng.randrange(len(self._easy_vqa)), count)
             return PictureQuestions(image, texts, None)
-        sample = self._maker.make(rng)
-        image = self._painter.paint(sample.scene, rng)
-        more = self._maker.make_about(sample.scene, count, rng)
-        texts = list({s.prompt: s.answer for s in (sample, *more)}.items())[:count]
-        names = patch_names(sample.scene, self._bank, self.image_size, patch)
+        if rng.random() < self.crowded_share:
+            scene, first = self._maker.crowded_scene(rng), []
+        else:
+            first = [self._maker.make(rng)]
+            scene = first[0].scene
+        image = self._painter.paint(scene, rng)
+        samples = first + self._maker.make_about(scene, count, rng)
+        texts = list({s.prompt: s.answer for s in samples}.items())[:count]
+        names = patch_names(scene, self._bank, self.image_size, patch)
         return PictureQuestions(image, texts, names)
 
     def task_example(self, task: str, index: int) -> CorpusExample:
@@ -159,7 +167,6 @@ class EasyVqa:
         return CorpusExample(
             image=np.array(image), prompt=prompt, answer=answer, task="easy_vqa", language="en"
         )
-
 
     def questions(self, index: int, count: int) -> tuple[np.ndarray, list[tuple[str, str]]]:
         """Question `index` with up to `count` - 1 others about its picture."""

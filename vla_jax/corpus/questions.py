@@ -4,7 +4,7 @@ Coordinates are integer pieces `<000>` .. `<255>`, y first: piece i is the i-th 
 the image. An offset is two signed pieces, 128 + round(127 * (target - source) / image size): 128
 means none, 129 one 127th of the image down or right, 1 and 255 the whole image.
 
-`make_sample` picks the task by weight; each task builds the scene it needs.
+`QuestionMaker.make` picks the task by weight; each task builds the scene it needs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from vla_jax.corpus.concepts import LANGUAGES
+from vla_jax.corpus.phrases import CATEGORY_NOUNS, POINT_PHRASES, RELATED
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.corpus.scenes import Box, Placed, Point, Scene, compose
 from vla_jax.text.prompts import question_prompt
@@ -124,10 +125,17 @@ class QuestionMaker:
                 return sample
         raise ValueError(f"no scene found for task {task!r} at {self.size} px")
 
+    def crowded_scene(self, rng: random.Random) -> Scene:
+        """As many of 10 to 16 concepts as there is room for: half of the image shows things."""
+        keys = self.keys(rng, rng.randint(10, 16))
+        return compose(rng, keys, self.bank, size=self.size, crowd=True)
+
     def make_about(self, scene: Scene, count: int, rng: random.Random) -> list[Sample]:
         """Up to `count` different questions about one given scene."""
         asker = _SceneAsker(self, scene)
-        kinds = [task for task in _ABOUT_ANY if len(scene.objects) > 1 or task not in _ABOUT_SEVERAL]
+        kinds = _ABOUT_CROWD if len(scene.objects) > 5 else _ABOUT_ANY
+        if len(scene.objects) == 1:
+            kinds = [task for task in kinds if task not in _ABOUT_SEVERAL]
         weights = [TASK_WEIGHTS[task] for task in kinds]
         found: dict[str, Sample] = {}
         for task in rng.choices(kinds, weights, k=3 * count):
@@ -291,7 +299,7 @@ def _category(maker: QuestionMaker, rng: random.Random) -> Sample:
     """`which is a fruit?`, or points to the only fruit."""
     category = rng.choice(tuple(CATEGORY_NOUNS))
     target = maker.key_of_category(rng, category)
-    clashing = {category, *_RELATED.get(category, ())}
+    clashing = {category, *RELATED.get(category, ())}
     others = [k for k in maker.keys(rng, 4) if maker.bank.category(k) not in clashing]
     keys = [target, *others[: rng.randint(1, 4)]]
     scene = compose(rng, rng.sample(keys, len(keys)), maker.bank, size=maker.size)
@@ -368,48 +376,6 @@ def _present(maker: QuestionMaker, rng: random.Random) -> Sample:
     return maker.sample(scene, "present", asked.format(maker.bank.name(key)), answer)
 
 
-POINT_PHRASES = (
-    "point to {}",
-    "point to {}",
-    "where is {}?",
-    "where is {}?",
-    "find {}",
-    "locate {}",
-    "show me {}",
-    "which place is {} at?",
-)
-
-CATEGORY_NOUNS = {
-    "animal": "an animal",
-    "fruit": "a fruit",
-    "vegetable": "a vegetable",
-    "food": "a food",
-    "drink": "a drink",
-    "vehicle": "a vehicle",
-    "sport": "a ball",
-    "building": "a building",
-    "plant": "a plant",
-    "clothing": "a piece of clothing",
-    "instrument": "an instrument",
-    "symbol": "a symbol",
-    "number": "a number",
-    "block": "a plain block",
-}
-"""Categories that questions ask about, with the noun they use."""
-
-_RELATED = {
-    "animal": ("face",),
-    "fruit": ("vegetable",),
-    "vegetable": ("fruit",),
-    "food": ("fruit", "vegetable", "drink"),
-    "plant": ("fruit", "vegetable"),
-    "sport": ("game",),
-    "building": ("place",),
-    "symbol": ("number", "weather"),
-    "number": ("symbol", "clock"),
-}
-"""Categories that are left out of a scene where a question asks for another one."""
-
 _TASKS: dict[str, Callable[[QuestionMaker, random.Random], Sample | None]] = {
     "point": _point,
     "point_mat": _point_mat,
@@ -452,6 +418,7 @@ _ABOUT_ANY = (
     *("point", "point_mat", "detect", "offset", "which", "relation", "name_at", "caption"),
     *("color", "present"),
 )
+_ABOUT_CROWD = ("point", "point_mat", "detect", "offset", "name_at", "present")
 _NEED_SEVERAL = ("offset", "which", "relation", "name_at", "category", "count", "numbers")
 _ABOUT_SEVERAL = ("offset", "which", "relation", "name_at")
-"""Tasks that can ask about any scene, and those of them that need two objects."""
+"""Tasks that can ask about any scene, about a crowd, and those that need two objects."""

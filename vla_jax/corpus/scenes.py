@@ -1,6 +1,6 @@
 """Random compositions of pictures: where things are (`compose`) and what it looks like (`Painter`).
 
-Two kinds of view: *flat*, pictures anywhere at any size, bare or on tiles; and *table*, small blocks
+Two kinds of view: *flat*, pictures anywhere at any size, bare or on tiles; *table*, small blocks
 and mats that carry a picture on the top face, seen by a camera that looks down steeply.
 
 `compose` decides all geometry with a `random.Random`, so questions can be asked without painting.
@@ -119,6 +119,7 @@ def compose(
     size: int,
     table: bool | None = None,
     empty_mats: int | None = None,
+    crowd: bool = False,
 ) -> Scene:
     """Places `keys` without overlap.
 
@@ -126,11 +127,12 @@ def compose(
       table: force one of the two views; None: either.
       empty_mats: number of plain mats with nothing on them; None: sometimes one or two. Fewer are
         placed if there is no room.
+      crowd: leave out what does not fit, rather than make everything smaller.
     """
     if table is None:
         table = rng.random() < 0.55
     for attempt in range(12):
-        scene = _try_compose(rng, keys, bank, size, table, empty_mats, shrink=0.93**attempt)
+        scene = _try_compose(rng, keys, bank, size, table, empty_mats, crowd, 0.93**attempt)
         if scene is not None:
             return scene
     raise ValueError(
@@ -145,6 +147,7 @@ def _try_compose(
     size: int,
     table: bool,
     empty_mats: int | None,
+    crowd: bool,
     shrink: float,
 ) -> Scene | None:
     k = size / 112 * shrink
@@ -169,6 +172,8 @@ def _try_compose(
         mat_side = made.side_px * rng.uniform(1.35, 2.1) if has_mat else 0.0
         reach = max(made.side_px, mat_side) * 0.56
         spot = _find_spot(rng, taken, reach, view, made.height_px)
+        if spot is None and crowd and objects:
+            continue
         if spot is None:
             return None
         taken.append((*spot, reach))

@@ -48,9 +48,7 @@ class Policy:
         self._decode_action = (
             None
             if tokenizer is None
-            else make_action_decoder(
-                config, token_ids=tokenizer.token_ids, legal=tokenizer.legal()
-            )
+            else make_action_decoder(config, token_ids=tokenizer.token_ids, legal=tokenizer.legal())
         )
 
     @property

@@ -70,9 +70,7 @@ def make_action_decoder(
 
 def _make_decoder(model: Vla, pick, *, max_new_tokens: int, eos_id: int | None, pad_id: int):
     @jax.jit
-    def decode(
-        params: Params, images: jax.Array, tokens: jax.Array, valid: jax.Array
-    ) -> jax.Array:
+    def decode(params: Params, images: jax.Array, tokens: jax.Array, valid: jax.Array) -> jax.Array:
         variables = {"params": params}
         hidden, cache, seen = model.apply(
             variables, images, tokens, valid, max_new_tokens=max_new_tokens, method="prefill"

@@ -121,7 +121,7 @@ class Embedder(nn.Module):
             return table
         first, last = self.integer_rows
         count = last - first
-        # Mixing neighbours with a Gaussian of a sixteenth of the range makes the rows a smooth curve.
+        # Neighbours mixed by a Gaussian of a sixteenth of the range make a smooth curve.
         apart = jnp.arange(count)[:, None] - jnp.arange(count)
         weights = jnp.exp(-0.5 * (apart / (count / 16)) ** 2)
         weights /= jnp.sqrt(jnp.sum(weights**2, axis=1, keepdims=True))

@@ -32,7 +32,10 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[x.ndim - self.num_in :]
-        axes = tuple(range(self.num_in)), tuple(range(self.num_in, self.num_in + len(self.features)))
+        axes = (
+            tuple(range(self.num_in)),
+            tuple(range(self.num_in, self.num_in + len(self.features))),
+        )
         init = nn.initializers.lecun_normal(*axes)
         kernel = self.param("kernel", init, (*inputs, *self.features))
         bias = self.param("bias", nn.initializers.zeros, self.features)

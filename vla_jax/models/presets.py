@@ -13,10 +13,11 @@ RematPolicy = Literal["none", "full", "dots"]
 class VitConfig:
     """Vision transformer: pre-norm blocks, learned position embedding, no class token.
 
-    With a `stem` the patch is embedded by small strided convolutions instead of one linear map
-    (arXiv 2106.14881): a 4 x 4 one to `stem[0]` channels, then 3 x 3 ones of stride 2 to the
-    others and to the width. What a convolution learns at one place holds at every other, which is
-    what a model needs that sees 10^5 pictures and not 10^9.
+    With a `stem` the patch is embedded by convolutions instead of one linear map (arXiv 2106.14881;
+    the hybrid of arXiv 2010.11929). Each entry is (channels, residual blocks): the first begins
+    with a 4 x 4 convolution of stride 4, the others and the last, to the width, with a 3 x 3 one of
+    stride 2. What a convolution learns at one place holds at every other, which is what a model
+    needs that sees 10^5 pictures and not 10^9.
     """
 
     width: int
@@ -24,19 +25,19 @@ class VitConfig:
     mlp_dim: int
     num_heads: int
     patch_size: int
-    stem: tuple[int, ...] = ()
+    stem: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         if self.stem and self.patch_size != 4 * 2 ** len(self.stem):
             raise ValueError(
-                f"a stem of {len(self.stem)} layers makes patches of {4 * 2 ** len(self.stem)} "
+                f"a stem of {len(self.stem)} stages makes patches of {4 * 2 ** len(self.stem)} "
                 f"pixels, not {self.patch_size}"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Gemma-style decoder: RMSNorm, rotary positions, grouped-query attention, GeGLU, tied embedding.
+    """Gemma-style decoder: RMSNorm, rotary positions, grouped queries, GeGLU, tied embedding.
 
     `integer_rows` are the embedding rows [first, last) that stand for the integers 0, 1, 2, ...
     They start as a smooth curve rather than as unrelated vectors, so what is learnt about one
@@ -59,10 +60,13 @@ _INTEGERS = (4, 260)
 
 PRESETS: dict[str, tuple[VitConfig, DecoderConfig]] = {
     # For tests: compiles and steps in a second or two.
-    "tiny": (VitConfig(32, 2, 64, 2, 14), DecoderConfig(32, 2, 64, 2, 1, 16, 4096, integer_rows=_INTEGERS)),
+    "tiny": (
+        VitConfig(32, 2, 64, 2, 14),
+        DecoderConfig(32, 2, 64, 2, 1, 16, 4096, integer_rows=_INTEGERS),
+    ),
     # The laptop demo's model, and the shape of the small web-trained VLM that ships with the code.
     "demo": (
-        VitConfig(128, 4, 512, 4, 16, stem=(48, 96)),
+        VitConfig(128, 3, 512, 4, 16, stem=((48, 1), (96, 2))),
         DecoderConfig(128, 4, 512, 4, 1, 32, 4096, integer_rows=_INTEGERS),
     ),
     # PaliGemma 3B (arXiv 2407.07726): SigLIP So400m/14 and Gemma 2B.

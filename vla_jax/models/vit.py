@@ -32,7 +32,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Strided convolution with bias: 4 x 4 / 4 on pixels, 3 x 3 / 2 (padded by 1) after it."""
+    """Convolution with bias: 4 x 4 / 4 on pixels, 3 x 3 / 1 or 2 (padded by 1) after it."""
 
     features: int
     size: int
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
 
 
 def _position_curves(rng: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
-    """Sines and cosines of row and column (arXiv 2205.01580) as a start for the learned embedding."""
+    """Sines and cosines of row and column (arXiv 2205.01580): a start for the embedding."""
     del rng
     _, patches, width = shape
     side = round(patches**0.5)
@@ -134,10 +134,12 @@ class Vit(nn.Module):
         vit = self.config.vit
         if not vit.stem:
             return PatchEmbedding(vit.width, vit.patch_size, name="embedding")(x)
-        for i, features in enumerate(vit.stem):
+        for i, (features, blocks) in enumerate(vit.stem):
             size, stride = (4, 4) if i == 0 else (3, 2)
-            x = nn.gelu(LayerNorm(name=f"stem_norm_{i}")(
-                Convolution(features, size, stride, name=f"stem_{i}")(x)
-            ))
+            x = Convolution(features, size, stride, name=f"stem_{i}")(x)
+            x = nn.gelu(LayerNorm(name=f"stem_norm_{i}")(x))
+            for j in range(blocks):
+                y = nn.gelu(LayerNorm(name=f"stem_block_{i}_{j}_norm")(x))
+                x = x + Convolution(features, 3, 1, name=f"stem_block_{i}_{j}")(y)
         x = Convolution(vit.width, 3, 2, name="embedding")(x)
         return x.reshape(x.shape[0], -1, vit.width)

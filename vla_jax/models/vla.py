@@ -68,6 +68,10 @@ class Vla(nn.Module):
         hidden, _ = self.llm(x, positions, mask)
         return hidden[:, offset:], image_tokens
 
+    def image_tokens(self, images: jax.Array) -> jax.Array:
+        """uint8 [B, views, h, w, 3] -> [B, P, D], as they enter the decoder."""
+        return self._image_tokens(images)[0]
+
     def logits(self, hidden: jax.Array, rows: jax.Array | None = None) -> jax.Array:
         """Hidden states [..., D] -> float32 logits over the vocabulary, or over `rows` of it."""
         return self.llm.logits(hidden, rows)

@@ -17,9 +17,12 @@ MESH_AXIS = {"D": "fsdp", "F": "tensor", "N": "tensor", "V": "tensor"}
 # (name pattern, logical axes). "." is an axis that is never split; norms and biases are too small
 # to be worth a collective and stay whole.
 _RULES: tuple[tuple[str, str], ...] = (
-    (r"img/(embedding|stem_\d)/kernel", "...D"),
+    (r"img/(embedding|stem\w*_\d)/kernel", "...D"),
     (r"img/pos_embedding", "..D"),
-    (r"img/Transformer/encoderblock/MultiHeadDotProductAttention_0/(query|key|value)/kernel", ".DN."),
+    (
+        r"img/Transformer/encoderblock/MultiHeadDotProductAttention_0/(query|key|value)/kernel",
+        ".DN.",
+    ),
     (r"img/Transformer/encoderblock/MultiHeadDotProductAttention_0/out/kernel", ".N.D"),
     (r"img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel", ".DF"),
     (r"img/Transformer/encoderblock/MlpBlock_0/Dense_1/kernel", ".FD"),
@@ -40,10 +43,8 @@ def param_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     Raises:
       ValueError: no rule, wrong rank, collision or indivisible dimension.
     """
-    for pattern, axes in _RULES:
-        if re.fullmatch(pattern, name):
-            break
-    else:
+    axes = next((axes for pattern, axes in _RULES if re.fullmatch(pattern, name)), None)
+    if axes is None:
         raise ValueError(f"no sharding rule for parameter {name!r} {shape}: add one to {__name__}")
     if not axes:
         return PartitionSpec()

@@ -30,11 +30,12 @@ def _vit(vit: VitConfig, config: ModelConfig) -> float:
     p, d = config.num_patches, vit.width
     block = 2 * p * (4 * d * d + 2 * d * vit.mlp_dim) + 4 * p * p * d
     embed, channels, side = 0.0, 3, config.image_size
-    for i, features in enumerate((*vit.stem, d)):
+    for i, (features, blocks) in enumerate((*vit.stem, (d, 0))):
         stride = (4 if i == 0 else 2) if vit.stem else vit.patch_size
         kernel = stride if i == 0 else 3
         side //= stride
-        embed += 2 * side * side * kernel * kernel * channels * features
+        inputs = kernel * kernel * channels + blocks * 9 * features
+        embed += 2 * side * side * inputs * features
         channels = features
     return embed + vit.depth * block + 2 * p * d * config.decoder.width
 

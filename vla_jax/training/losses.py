@@ -68,25 +68,51 @@ def answer_loss(
     nats = jax.nn.logsumexp(logits, axis=-1) - target_logit
     weight = in_loss.astype(jnp.float32)
     correct = (jnp.argmax(logits, axis=-1) == target) * weight
+    by_source = _sums_by_source(batch["source"], num_sources, nats * weight, correct, weight)
+    loss = jnp.sum(by_source["loss"]) / jnp.maximum(jnp.sum(by_source["tokens"]), 1.0)
+    if "patch_tokens" in batch:
+        loss += alignment_loss(model, params, image_tokens, batch["patch_tokens"])[0]
+    return loss, by_source
+
+
+def patch_word_loss(
+    model: Vla, params: Params, batch: dict[str, jax.Array], *, num_sources: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`alignment_loss` alone, for training the image encoder before the decoder.
+
+    Returns:
+      The loss, and sums by source as `answer_loss` does, over patches that show a thing.
+    """
+    image_tokens = model.apply({"params": params}, batch["images"], method="image_tokens")
+    loss, (nats, correct, thing) = alignment_loss(
+        model,
+        params,
+        image_tokens,  # pyright: ignore[reportArgumentType]
+        batch["patch_tokens"],
+    )
+    return loss, _sums_by_source(batch["source"], num_sources, nats * thing, correct * thing, thing)
+
+
+def _sums_by_source(
+    source: jax.Array, num_sources: int, nats: jax.Array, correct: jax.Array, weight: jax.Array
+) -> dict[str, jax.Array]:
     per_row = {
-        "loss": jnp.sum(nats * weight, axis=1),
+        "loss": jnp.sum(nats, axis=1),
         "correct": jnp.sum(correct, axis=1),
         "tokens": jnp.sum(weight, axis=1),
         "samples": jnp.ones(weight.shape[0], jnp.float32),
     }
-    by_source = {
-        key: jax.ops.segment_sum(value, batch["source"], num_sources)
-        for key, value in per_row.items()
-    }
-    loss = jnp.sum(by_source["loss"]) / jnp.maximum(jnp.sum(by_source["tokens"]), 1.0)
-    if "patch_tokens" in batch:
-        loss += alignment_loss(model, params, image_tokens, batch["patch_tokens"])
-    return loss, by_source
+    return {k: jax.ops.segment_sum(v, source, num_sources) for k, v in per_row.items()}
 
 
 def alignment_loss(
-    model: Vla, params: Params, image_tokens: jax.Array, patch_tokens: jax.Array
-) -> jax.Array:
+    model: Vla,
+    params: Params,
+    image_tokens: jax.Array,
+    patch_tokens: jax.Array,
+    *,
+    background_id: int = 0,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     """Cross-entropy of the words of what a patch shows, read off its image token.
 
     Image tokens share the space of word embeddings, so the embedding table is the classifier and no
@@ -95,10 +121,14 @@ def alignment_loss(
 
     Args:
       image_tokens: [B, P, D].
-      patch_tokens: int32 [B, P, W], up to W tokens of the name; -1 for none.
+      patch_tokens: int32 [B, P, W], up to W tokens of the name, -1 for none. Patches whose tokens
+        are all -1 do not count.
+      background_id: the first token of a patch that shows nothing.
 
     Returns:
-      Mean over patches of the mean over words, in nats. Unnamed patches (all -1) do not count.
+      Mean over words, then over patches, in nats; things and background are averaged apart and
+      added, since most patches are background. Then, float32 [B, P] each: nats per patch, whether
+      the likeliest word is one of the name's, and whether the patch shows a thing.
     """
     logits = model.apply({"params": params}, image_tokens, method="logits")
     log_p = jax.nn.log_softmax(logits, axis=-1)  # pyright: ignore[reportArgumentType]
@@ -106,17 +136,21 @@ def alignment_loss(
     word = jnp.take_along_axis(log_p, jnp.where(there, patch_tokens, 0), axis=-1)
     words = jnp.sum(there, axis=-1)
     nats = -jnp.sum(word * there, axis=-1) / jnp.maximum(words, 1)
-    return jnp.sum(nats) / jnp.maximum(jnp.sum(words > 0), 1)
+    nothing = patch_tokens[..., 0] == background_id
+    thing = (words > 0) & ~nothing
+    correct = jnp.any(jnp.argmax(log_p, axis=-1)[..., None] == patch_tokens, axis=-1)
+    means = [jnp.sum(nats * group) / jnp.maximum(jnp.sum(group), 1) for group in (thing, nothing)]
+    return means[0] + means[1], (nats, correct.astype(jnp.float32), thing.astype(jnp.float32))
 
 
 def _smoothed_target_logit(
     model: Vla, logits: jax.Array, target: jax.Array, deviation: float
 ) -> jax.Array:
-    """Expected logit [B, K] under the soft target: for integers a Gaussian over their neighbours."""
+    """Expected logit [B, K] under the soft target: for integers a Gaussian round them."""
     rows = model.config.decoder.integer_rows
     if rows is None:
         raise ValueError(
-            f"train.integer_smoothing needs a preset with integer rows, {model.config.preset!r} has none"
+            f"train.integer_smoothing needs integer rows, preset {model.config.preset!r} has none"
         )
     first, last = rows
     exact = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]

@@ -65,7 +65,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def _decayed(params):
-    """True for matrices inside blocks; scanned layers make even a bias two-dimensional, so by name."""
+    """True for matrices in blocks; by name, as stacked layers make even a bias a matrix."""
 
     def one(path, _):
         return path[-1].key not in ("bias", "scale", "pos_embedding", "input_embedding")

@@ -11,15 +11,18 @@ import optax
 from jax.sharding import Mesh
 
 from vla_jax.models.presets import ModelConfig
-from vla_jax.models.vla import Vla, init_params
+from vla_jax.models.vla import init_params
 from vla_jax.sharding.mesh import batch_sharding, replicated
 from vla_jax.sharding.rules import param_shardings
-from vla_jax.training.losses import answer_loss
+from vla_jax.types import Params
 
 TrainState = dict[str, Any]
 """{"step": int32 [], "params": ..., "opt": ...}: plain nested dicts of arrays."""
 
 Metrics = dict[str, Any]
+
+LossFn = Callable[[Params, dict[str, jax.Array]], tuple[jax.Array, dict[str, jax.Array]]]
+"""(params, batch) -> (loss, sums by source); see `losses.answer_loss`."""
 
 
 def make_init(
@@ -40,7 +43,7 @@ def state_shardings(
     """NamedShardings for a state of these shapes; moments are placed like their parameters."""
     params = param_shardings(abstract["params"], mesh)
     whole = replicated(mesh)
-    opt = optax.tree_map_params(
+    opt = optax.tree.map_params(
         optimizer,
         lambda _, sharding: sharding,
         abstract["opt"],
@@ -51,41 +54,26 @@ def state_shardings(
 
 
 def make_train_step(
-    config: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    shardings: TrainState,
-    mesh: Mesh,
-    *,
-    max_answer_tokens: int,
-    num_sources: int,
-    integer_smoothing: float = 0.0,
+    optimizer: optax.GradientTransformation, shardings: TrainState, mesh: Mesh, loss_fn: LossFn
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """The jitted update: (state, batch) -> (state, metrics). The old state is donated.
 
-    Metrics: "loss" (nats per token), "grad_norm" before clipping, "by_source" (sums, see
-    `losses.answer_loss`).
+    Metrics: "loss" (what is minimised), "grad_norm" before clipping, and "by_source", the sums that
+    `loss_fn` returns.
     """
-    model = Vla(config)
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
-        def loss_fn(params):
-            return answer_loss(
-                model,
-                params,
-                batch,
-                max_answer_tokens=max_answer_tokens,
-                num_sources=num_sources,
-                integer_smoothing=integer_smoothing,
-            )
+        def of_params(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return loss_fn(params, batch)
 
-        (loss, by_source), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+        (loss, by_source), grads = jax.value_and_grad(of_params, has_aux=True)(state["params"])
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         new = {
             "step": state["step"] + 1,
             "params": optax.apply_updates(state["params"], updates),
             "opt": opt,
         }
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "by_source": by_source}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "by_source": by_source}
         return new, metrics
 
     return jax.jit(

@@ -1,0 +1,45 @@
+"""Wording of the questions, and the categories they ask about."""
+
+from __future__ import annotations
+
+POINT_PHRASES = (
+    "point to {}",
+    "point to {}",
+    "where is {}?",
+    "where is {}?",
+    "find {}",
+    "locate {}",
+    "show me {}",
+    "which place is {} at?",
+)
+
+CATEGORY_NOUNS = {
+    "animal": "an animal",
+    "fruit": "a fruit",
+    "vegetable": "a vegetable",
+    "food": "a food",
+    "drink": "a drink",
+    "vehicle": "a vehicle",
+    "sport": "a ball",
+    "building": "a building",
+    "plant": "a plant",
+    "clothing": "a piece of clothing",
+    "instrument": "an instrument",
+    "symbol": "a symbol",
+    "number": "a number",
+    "block": "a plain block",
+}
+"""Categories that questions ask about, with the noun they use."""
+
+RELATED = {
+    "animal": ("face",),
+    "fruit": ("vegetable",),
+    "vegetable": ("fruit",),
+    "food": ("fruit", "vegetable", "drink"),
+    "plant": ("fruit", "vegetable"),
+    "sport": ("game",),
+    "building": ("place",),
+    "symbol": ("number", "weather"),
+    "number": ("symbol", "clock"),
+}
+"""Categories that are left out of a scene where a question asks for another one."""
