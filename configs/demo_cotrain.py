@@ -3,6 +3,8 @@
 Starts from the small web-trained VLM that ships with the code, as RT-2 starts from PaLI-X.
 """
 
+from importlib.resources import files
+
 from ml_collections import ConfigDict
 
 
@@ -32,7 +34,8 @@ def get_config() -> ConfigDict:
                 "batch_size": 48,
                 "log_every": 20,
                 "checkpoint_every": 200,
-                "init_from": "vla_jax/checkpoints/assets/vlm_demo.npz",
+                "integer_smoothing": 2.0,
+                "init_from": str(files("vla_jax") / "checkpoints/assets/vlm_demo.npz"),
             },
         }
     )

@@ -22,6 +22,7 @@ import os
 import pickle
 import queue
 import time
+from collections.abc import Iterator
 from multiprocessing import shared_memory
 from pathlib import Path
 
@@ -163,36 +164,32 @@ class PaintedBatches:
                 slot.unlink()
 
 
-def _integers(text: str) -> np.ndarray | None:
-    """`<012><200>` -> [12, 200]; None if the text is not made of integer pieces."""
-    parts = text.replace(" ", "").strip("<>").split("><")
-    if not all(p.isdigit() and len(p) == 3 for p in parts):
-        return None
-    return np.asarray([int(p) for p in parts])
-
-
-def evaluate(params, model_config, builder: SequenceBuilder, args) -> dict:
-    """Exact match per task on held-out pictures; pointing distance in 1/256 of the image."""
+def measure(params, model_config, builder: SequenceBuilder, args) -> dict[str, float]:
+    """Answers on held-out pictures, and pointing on rendered table-top views."""
     from vla_jax.decoding.policy import Policy
+    from vla_jax.evaluation.base import EvaluationConfig
+    from vla_jax.evaluation.tabletop import PointingEvaluator
+    from vla_jax.evaluation.vqa import VqaBatch, VqaEvaluator
 
-    policy = Policy(params, model_config, builder, batch_size=250)
     corpus = Corpus(
         args.image_size, seed=args.seed, split="test", background_share=args.background_share
     )
-    samples = [corpus.example(i) for i in range(args.test_examples)]
-    questions = [s["prompt"].removeprefix("Q: ").removesuffix(" A:") for s in samples]
-    answers = policy.answer(np.stack([s["image"] for s in samples]), questions)
-    scores: dict[str, list[float]] = {}
-    for sample, answer in zip(samples, answers, strict=True):
-        truth, said = _integers(sample["answer"]), _integers(answer)
-        if truth is None:
-            score = float(answer.strip() == sample["answer"].strip())
-            scores.setdefault(sample["task"], []).append(score)
-        else:
-            near = said is not None and len(said) == len(truth)
-            error = np.abs(said - truth).max() if near else 255.0
-            scores.setdefault(sample["task"] + "_within_5pct", []).append(float(error <= 13))
-    return {task: [float(np.mean(s)), len(s)] for task, s in sorted(scores.items())}
+
+    def batches(size: int = 250) -> Iterator[VqaBatch]:
+        for start in range(0, args.test_examples, size):
+            samples = [corpus.example(i) for i in range(start, start + size)]
+            yield VqaBatch(
+                np.stack([s["image"] for s in samples]),
+                [s["prompt"].removeprefix("Q: ").removesuffix(" A:") for s in samples],
+                *([s[key] for s in samples] for key in ("answer", "task", "language")),
+            )
+
+    policy = Policy(params, model_config, builder, batch_size=64)
+    pictures = VqaEvaluator(batches).measure(policy)["scalars"]
+    views = PointingEvaluator(EvaluationConfig(pointing_views=100)).measure(policy)["scalars"]
+    return {f"pictures/{k}": v for k, v in pictures.items()} | {
+        f"table-top views/{k}": v for k, v in views.items()
+    }
 
 
 def main() -> None:
@@ -228,7 +225,7 @@ def main() -> None:
     parser.add_argument("--warmup_steps", type=int, default=500)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--test_examples", type=int, default=4000)
+    parser.add_argument("--test_examples", type=int, default=2000)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -306,7 +303,7 @@ def main() -> None:
     save_params(args.out / "vlm.npz", state["params"], "float16")
     if args.stage == "words":
         return
-    figures = evaluate(state["params"], model_config, builder, args)
+    figures = measure(state["params"], model_config, builder, args)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     card = {
         "made_by": "tools/train_vlm.py",

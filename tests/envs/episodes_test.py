@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from vla_jax.actions.spec import ActionSpec
-from vla_jax.envs.episodes import generate, read_staged, staged_metadata
+from vla_jax.data.staged import StagedEpisodes
+from vla_jax.envs.episodes import generate, staged_metadata
 from vla_jax.envs.tabletop.config import CONFIGS, FAMILIES
 
 EPISODES, SEED = 20, 3
@@ -55,20 +56,20 @@ def running(group: int) -> list[str]:
 def test_what_is_stored(uninterrupted):
     config = CONFIGS["demo"]
     spec = config.action_spec
-    episodes = list(read_staged(uninterrupted))
+    episodes = list(StagedEpisodes(uninterrupted))
     assert len(episodes) == EPISODES
-    assert {episode["family"] for episode in episodes} == set(FAMILIES)
-    assert len({episode["seed"] for episode in episodes}) == EPISODES
+    assert {episode["metadata"]["family"] for episode in episodes} == set(FAMILIES)
+    assert len({episode["metadata"]["seed"] for episode in episodes}) == EPISODES
     for episode in episodes:
-        n = len(episode["images"])
+        n = len(episode["images"]["image"])
         assert 2 <= n <= config.max_steps
         assert episode["state"].shape == episode["action"].shape == (n, 8)
         assert episode["state"].dtype == episode["action"].dtype == np.float32
         assert (episode["action"] >= spec.low).all() and (episode["action"] <= spec.high).all()
         assert not episode["action"][:-1, 0].any()  # the expert terminates once, at the end
-        assert episode["target"] in episode["instruction"]
-        assert episode["reference"] in episode["instruction"]
-        pixels = np.asarray(Image.open(io.BytesIO(episode["images"][-1])))
+        assert episode["metadata"]["target"] in episode["instruction"]
+        assert episode["metadata"]["reference"] in episode["instruction"]
+        pixels = np.asarray(Image.open(io.BytesIO(episode["images"]["image"][-1])))
         assert pixels.shape == (112, 112, 3) and pixels.std() > 5
     ended = [episode["action"][-1, 0] for episode in episodes]
     assert np.mean(ended) > 0.7  # or the goal held for two steps, or time was up
@@ -79,7 +80,7 @@ def test_what_was_done_differs_from_the_labels(uninterrupted):
     wide = np.concatenate(
         [
             episode["state"][1:, :2] - episode["state"][:-1, :2] - episode["action"][:-1, 1:3]
-            for episode in read_staged(uninterrupted)
+            for episode in StagedEpisodes(uninterrupted)
         ]
     )
     assert 0.005 < np.median(np.abs(wide)) + wide.std() < 0.05
@@ -133,6 +134,6 @@ def test_refused(tmp_path):
         generate(tmp_path / "out", episodes=1, workers=1, config="demi")
     assert not (tmp_path / "out").exists()
     with pytest.raises(FileNotFoundError, match=r"python -m vla_jax\.envs\.episodes"):
-        next(read_staged(tmp_path / "nowhere"))
+        StagedEpisodes(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="not a staging directory"):
         staged_metadata(tmp_path)

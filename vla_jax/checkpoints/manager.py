@@ -133,7 +133,11 @@ class Checkpoints:
 def _mismatches(target: Tree, stored: Tree) -> list[str]:
     def shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+        # A named tuple comes back as a dict: only simple names are the same for both.
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+            for path, leaf in leaves
+        }
 
     wanted, found = shapes(target), shapes({k: stored[k] for k in target if k in stored})
     lines = [f"missing {k} {v}" for k, v in wanted.items() if k not in found]

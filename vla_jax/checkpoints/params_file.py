@@ -18,7 +18,7 @@ def save_params(path: str | Path, params: Params, dtype: str = "float32") -> Non
         for key, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     partial = path.with_name(path.name + ".partial.npz")
-    np.savez(partial, **flat)
+    np.savez(partial, **flat)  # pyright: ignore[reportArgumentType]
     partial.replace(path)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from vla_jax.models.decoder import KVCache
 from vla_jax.models.presets import ModelConfig
-from vla_jax.models.vla import Vla
+from vla_jax.models.vla import Vla, run_model
 from vla_jax.types import Params
 
 DecodeFn = Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -38,7 +38,7 @@ def make_text_decoder(
     model = Vla(config)
 
     def pick(params: Params, hidden: jax.Array, step: jax.Array) -> jax.Array:
-        logits = model.apply({"params": params}, hidden, method="logits")
+        logits = run_model(model, params, hidden, method="logits")
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     return _make_decoder(model, pick, max_new_tokens=max_new_tokens, eos_id=eos_id, pad_id=pad_id)
@@ -59,7 +59,7 @@ def make_action_decoder(
 
     def pick(params: Params, hidden: jax.Array, step: jax.Array) -> jax.Array:
         rows = jnp.asarray(token_ids)
-        logits = model.apply({"params": params}, hidden, rows, method="logits")
+        logits = run_model(model, params, hidden, rows, method="logits")
         allowed = jnp.asarray(legal)[step]
         # Not -inf alone: a model whose logits are NaN or -inf still emits a legal token.
         logits = jnp.where(allowed, jnp.nan_to_num(logits, neginf=-1e30), -jnp.inf)
@@ -71,9 +71,8 @@ def make_action_decoder(
 def _make_decoder(model: Vla, pick, *, max_new_tokens: int, eos_id: int | None, pad_id: int):
     @jax.jit
     def decode(params: Params, images: jax.Array, tokens: jax.Array, valid: jax.Array) -> jax.Array:
-        variables = {"params": params}
-        hidden, cache, seen = model.apply(
-            variables, images, tokens, valid, max_new_tokens=max_new_tokens, method="prefill"
+        hidden, cache, seen = run_model(
+            model, params, images, tokens, valid, max_new_tokens=max_new_tokens, method="prefill"
         )
         batch, prefix = hidden.shape[0], seen.shape[1] - max_new_tokens
 
@@ -82,8 +81,14 @@ def _make_decoder(model: Vla, pick, *, max_new_tokens: int, eos_id: int | None, 
             token = jnp.where(state.done, pad_id, token)
             ids = state.ids.at[:, state.step].set(token)
             done = state.done if eos_id is None else state.done | (token == eos_id)
-            hidden, cache, seen = model.apply(
-                variables, token, state.cache, state.seen, prefix + state.step, method="decode_step"
+            hidden, cache, seen = run_model(
+                model,
+                params,
+                token,
+                state.cache,
+                state.seen,
+                prefix + state.step,
+                method="decode_step",
             )
             return _Loop(state.step + 1, ids, hidden, cache, seen, done)
 

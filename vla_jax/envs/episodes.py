@@ -2,7 +2,7 @@
 
     python -m vla_jax.envs.episodes --out=DIR --episodes=1000 --workers=2 --config=demo
 
-Staging layout, what `read_staged` reads:
+Staging layout, what `vla_jax.data.staged` reads:
 
     DIR/metadata.json          {"action_spec": ..., "config": ..., "seed": ...}
     DIR/episode_000042.npz     images: object [n] of PNG bytes -> stored as uint8 `image_bytes` and
@@ -26,7 +26,6 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,28 +86,6 @@ def generate(
             raise RuntimeError(
                 f"a worker that generated episodes died ({e}); run the same command again to go on"
             ) from e
-
-
-def read_staged(directory: str | Path) -> Iterator[dict[str, Any]]:
-    """Episodes in order: "images" (list of PNG bytes), "state", "action", "instruction", "family",
-    "target", "reference", "seed". Raises FileNotFoundError if there are none."""
-    files = sorted(Path(directory).glob("episode_*.npz"))
-    if not files:
-        raise FileNotFoundError(
-            f"no episodes in {directory}: make them with python -m vla_jax.envs.episodes"
-        )
-    for file in files:
-        with np.load(file) as stored:
-            ends = stored["image_ends"]
-            data = stored["image_bytes"].tobytes()
-            starts = np.concatenate([[0], ends[:-1]])
-            yield {
-                "images": [data[a:b] for a, b in zip(starts, ends, strict=True)],
-                "state": stored["state"],
-                "action": stored["action"],
-                "seed": int(stored["seed"]),
-                **{k: str(stored[k]) for k in ("instruction", "family", "target", "reference")},
-            }
 
 
 def staged_metadata(directory: str | Path) -> dict[str, Any]:

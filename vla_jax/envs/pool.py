@@ -64,6 +64,7 @@ class EnvPool:
             raise ValueError(f"need at least one environment and worker: {num_envs}, {num_workers}")
         self.num_envs = num_envs
         self.restarts = 0
+        self._failures = 0  # since the last answer
         self._config = config
         self._lost: set[int] = set()
         self._timeout_s = timeout_s
@@ -145,6 +146,7 @@ class EnvPool:
             elif answer is None:
                 results |= self._replace(number, shares[number], "died or did not answer")
             else:
+                self._failures = 0
                 results |= answer
         if failure is not None:
             raise failure
@@ -179,7 +181,8 @@ class EnvPool:
         )
         self._lost |= set(range(number, self.num_envs, len(self._workers)))
         self.restarts += 1
-        if self.restarts > 10 * len(self._workers):
+        self._failures += 1
+        if self._failures > 3 * len(self._workers):
             raise RuntimeError(
                 f"environment workers keep dying (last exit code {process.exitcode}): run "
                 "tools/setup_rendering.sh to check the renderer"

@@ -30,7 +30,7 @@ def layer_stack(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=in_axes,
+        in_axes=in_axes,  # pyright: ignore[reportArgumentType]
         length=length,
         unroll=length if config.unroll_layers else 1,
     )

@@ -8,6 +8,8 @@ Actions are answers like any other: RT-2 (arXiv 2307.15818) adds no parameters f
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -97,6 +99,7 @@ class Vla(nn.Module):
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, max_new_tokens)))
         seen = jnp.pad(seen, ((0, 0), (0, max_new_tokens)))
         hidden, cache = self.llm(x, positions, mask, cache, 0)
+        assert cache is not None
         return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], cache, seen
 
     def decode_step(
@@ -108,10 +111,11 @@ class Vla(nn.Module):
         """
         seen = seen.at[:, start].set(True)
         positions = jnp.sum(seen, axis=1, keepdims=True) - 1
-        hidden, cache = self.llm(
+        hidden, new_cache = self.llm(
             self.llm.embed(tokens[:, None]), positions, seen[:, None, :], cache, start
         )
-        return hidden[:, 0], cache, seen
+        assert new_cache is not None
+        return hidden[:, 0], new_cache, seen
 
     def _mask(self, seen: jax.Array, causal: jax.Array, starts: jax.Array) -> jax.Array:
         """Who sees whom, bool [B, T, T]; `starts` marks the first position of each text."""
@@ -137,10 +141,17 @@ def _positions(seen: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(seen, axis=1) - 1, 0)
 
 
+def run_model(
+    model: Vla, params: Params, *inputs: Any, method: str = "__call__", **options: Any
+) -> Any:
+    """`model.apply` with the plain parameter dict, typed by the method that is called."""
+    return model.apply({"params": params}, *inputs, method=method, **options)
+
+
 def init_params(config: ModelConfig, rng: jax.Array) -> Params:
     """Fresh float32 parameters. Trace it under `jax.eval_shape` for shapes without memory."""
     size = config.image_size
     images = jnp.zeros((1, config.num_views, size, size, 3), jnp.uint8)
     tokens = jnp.zeros((1, 2), jnp.int32)
     mask = jnp.ones((1, 2), bool)
-    return Vla(config).init(rng, images, tokens, mask, mask)["params"]
+    return dict(Vla(config).init(rng, images, tokens, mask, mask)["params"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vla_jax.models.vla import Vla
+from vla_jax.models.vla import Vla, run_model
 from vla_jax.types import Params
 
 
@@ -21,8 +21,9 @@ def answer_logits(
       logits float32 [B, K, V], target int32 [B, K], in_loss bool [B, K], and the image tokens
       [B, P, D].
     """
-    hidden, image_tokens = model.apply(
-        {"params": params},
+    hidden, image_tokens = run_model(
+        model,
+        params,
         batch["images"],
         batch["tokens"],
         batch["attend_causal"],
@@ -36,8 +37,8 @@ def answer_logits(
     # The position before a token predicts it; the first answer token follows a prompt of >= 1.
     before = jnp.maximum(position - 1, 0)
     hidden = jnp.take_along_axis(hidden, before[..., None], axis=1)
-    logits = model.apply({"params": params}, hidden, method="logits")
-    return logits, target, in_loss, image_tokens  # pyright: ignore[reportReturnType]
+    logits = run_model(model, params, hidden, method="logits")
+    return logits, target, in_loss, image_tokens
 
 
 def answer_loss(
@@ -83,11 +84,11 @@ def patch_word_loss(
     Returns:
       The loss, and sums by source as `answer_loss` does, over patches that show a thing.
     """
-    image_tokens = model.apply({"params": params}, batch["images"], method="image_tokens")
+    image_tokens = run_model(model, params, batch["images"], method="image_tokens")
     loss, (nats, correct, thing) = alignment_loss(
         model,
         params,
-        image_tokens,  # pyright: ignore[reportArgumentType]
+        image_tokens,
         batch["patch_tokens"],
     )
     return loss, _sums_by_source(batch["source"], num_sources, nats * thing, correct * thing, thing)
@@ -130,8 +131,8 @@ def alignment_loss(
       added, since most patches are background. Then, float32 [B, P] each: nats per patch, whether
       the likeliest word is one of the name's, and whether the patch shows a thing.
     """
-    logits = model.apply({"params": params}, image_tokens, method="logits")
-    log_p = jax.nn.log_softmax(logits, axis=-1)  # pyright: ignore[reportArgumentType]
+    logits = run_model(model, params, image_tokens, method="logits")
+    log_p = jax.nn.log_softmax(logits, axis=-1)
     there = patch_tokens >= 0
     word = jnp.take_along_axis(log_p, jnp.where(there, patch_tokens, 0), axis=-1)
     words = jnp.sum(there, axis=-1)
