@@ -77,13 +77,18 @@ def _name_tokens(vocabulary: Vocabulary, names: list[str] | None) -> np.ndarray 
 
 def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> None:
     """Worker process: makes batches start + worker, + workers, ... into its own slots."""
-    corpus = Corpus(
-        args.image_size,
-        seed=args.seed,
-        split="train",
-        background_share=args.background_share,
-        crowded_share=args.crowded_share,
-    )
+    # One picture, then two, then several: where things are comes before which is which.
+    corpora = [
+        Corpus(
+            args.image_size,
+            seed=args.seed,
+            split="train",
+            background_share=args.background_share,
+            max_pictures=most,
+            crowded_share=args.crowded_share if most == 5 else 0.0,
+        )
+        for most in (1, 2, 5)
+    ]
     builder = SequenceBuilder(
         Vocabulary(), None, max_tokens=MAX_TOKENS, max_answer_tokens=MAX_ANSWER_TOKENS
     )
@@ -91,6 +96,7 @@ def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> N
     views = [_views(slot.buf, args.batch_size, args.image_size) for slot in slots]
     for number in range(start + worker, args.steps, workers):
         slot = free.get()
+        corpus = corpora[sum(number >= step for step in args.curriculum)]
         for row in range(args.batch_size):
             image, texts, names = corpus.questions(number * args.batch_size + row, QUESTIONS, PATCH)
             built = pack_row(
@@ -217,6 +223,13 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--compute_dtype", default="float32")
+    parser.add_argument(
+        "--curriculum",
+        type=int,
+        nargs=2,
+        default=(0, 0),
+        help="steps from which a scene has up to two pictures, and more",
+    )
     parser.add_argument(
         "--crowded_share", type=float, default=0.5, help="pictures with about ten things"
     )

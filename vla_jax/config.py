@@ -91,8 +91,9 @@ def from_json(text: str, *, where: str) -> Config:
 def run_main(main: Callable[..., object], **required: str) -> NoReturn:
     """The command line of a program: `--config=FILE --config.a.b=c` and a few required flags.
 
-    Calls `main(config, name=value, ...)` and exits. A mistake in the command line or in the config
-    ends the program with one line on stderr and exit code 2.
+    Calls `main(config, name=value, ...)` and exits. A mistake in the command line or in the config,
+    a missing file and one that may not be written end the program with one line on stderr and exit
+    code 2.
 
     Args:
       main: takes a `Config` and the flags of `required` as keywords.
@@ -116,7 +117,10 @@ def run_main(main: Callable[..., object], **required: str) -> NoReturn:
             config = parse(load_config(flags.FLAGS.config, overrides))
         except (ValueError, FileNotFoundError) as e:
             return _refuse(e)
-        main(config, **{name: flags.FLAGS[name].value for name in required})
+        try:
+            main(config, **{name: flags.FLAGS[name].value for name in required})
+        except (FileNotFoundError, PermissionError) as e:
+            return _refuse(e)
         return None
 
     app.run(start, argv=argv)

@@ -41,7 +41,10 @@ class DecoderConfig:
 
     `integer_rows` are the embedding rows [first, last) that stand for the integers 0, 1, 2, ...
     They start as a smooth curve rather than as unrelated vectors, so what is learnt about one
-    coordinate or action bin holds near it from the first step.
+    coordinate or action bin holds near it from the first step. With `query_key_correlation` fresh
+    query weights correlate with the key weights, so that attention starts as looking for what is
+    alike (mimetic initialization, arXiv 2305.09828) and the word "dog" finds the patch that shows
+    one without learning that first.
     """
 
     width: int
@@ -53,6 +56,7 @@ class DecoderConfig:
     vocab_size: int
     rope_base: float = 10_000.0
     integer_rows: tuple[int, int] | None = None
+    query_key_correlation: float = 0.0
 
 
 # Where the vocabulary that ships with the code keeps `<000>` .. `<255>`.
@@ -67,7 +71,9 @@ PRESETS: dict[str, tuple[VitConfig, DecoderConfig]] = {
     # The laptop demo's model, and the shape of the small web-trained VLM that ships with the code.
     "demo": (
         VitConfig(128, 3, 512, 4, 16, stem=((48, 1), (96, 2))),
-        DecoderConfig(128, 4, 512, 4, 1, 32, 4096, integer_rows=_INTEGERS),
+        DecoderConfig(
+            128, 4, 512, 4, 1, 32, 4096, integer_rows=_INTEGERS, query_key_correlation=0.8
+        ),
     ),
     # PaliGemma 3B (arXiv 2407.07726): SigLIP So400m/14 and Gemma 2B.
     "paligemma_3b": (

@@ -106,6 +106,10 @@ def _sums_by_source(
     return {k: jax.ops.segment_sum(v, source, num_sources) for k, v in per_row.items()}
 
 
+ALIGNMENT_SCALE = 20.0
+"""Times the cosine between a patch and a word: their logit."""
+
+
 def alignment_loss(
     model: Vla,
     params: Params,
@@ -119,6 +123,8 @@ def alignment_loss(
     Image tokens share the space of word embeddings, so the embedding table is the classifier and no
     parameter is added (patch-aligned training, arXiv 2212.04994, with cross-entropy). It gets the
     decoder across the plateau before grounding: looking for "dog" becomes comparing like with like.
+    Cosines, because attention sees normed inputs: with plain products the loss also falls when all
+    words drift away from all pictures together, and a patch is no closer to its word.
 
     Args:
       image_tokens: [B, P, D].
@@ -131,8 +137,9 @@ def alignment_loss(
       added, since most patches are background. Then, float32 [B, P] each: nats per patch, whether
       the likeliest word is one of the name's, and whether the patch shows a thing.
     """
-    logits = run_model(model, params, image_tokens, method="logits")
-    log_p = jax.nn.log_softmax(logits, axis=-1)
+    table = _unit(params["llm"]["embedder"]["input_embedding"])
+    cosine = jnp.einsum("BPD,VD->BPV", _unit(image_tokens.astype(jnp.float32)), table)
+    log_p = jax.nn.log_softmax(ALIGNMENT_SCALE * cosine, axis=-1)
     there = patch_tokens >= 0
     word = jnp.take_along_axis(log_p, jnp.where(there, patch_tokens, 0), axis=-1)
     words = jnp.sum(there, axis=-1)
@@ -142,6 +149,10 @@ def alignment_loss(
     correct = jnp.any(jnp.argmax(log_p, axis=-1)[..., None] == patch_tokens, axis=-1)
     means = [jnp.sum(nats * group) / jnp.maximum(jnp.sum(group), 1) for group in (thing, nothing)]
     return means[0] + means[1], (nats, correct.astype(jnp.float32), thing.astype(jnp.float32))
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
 
 def _smoothed_target_logit(
