@@ -34,8 +34,8 @@ from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.types import Batch, Example
 
-MAX_TOKENS, MAX_ANSWER_TOKENS = 40, 10
-ROW_TOKENS, ROW_LOSS_TOKENS, QUESTIONS = 96, 40, 9
+MAX_TOKENS, MAX_ANSWER_TOKENS = 64, 48
+ROW_TOKENS, ROW_LOSS_TOKENS, QUESTIONS = 128, 60, 9
 PATCH, WORDS = 16, 3
 SLOTS_PER_WORKER = 2
 

@@ -22,6 +22,7 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 EASY_VQA_SHARE = 0.03
+GROUNDED_THINGS = 6
 
 
 class CorpusExample(TypedDict):
@@ -88,6 +89,8 @@ class Corpus:
     def questions(self, index: int, count: int, patch: int) -> PictureQuestions:
         """`example(index)` with up to `count` different questions about its picture.
 
+        The first asks for a grounded caption: names and places of up to `GROUNDED_THINGS` things.
+
         Args:
           patch: side of the image patches that get a name, pixels.
         """
@@ -101,7 +104,8 @@ class Corpus:
             first = [self._maker.make(rng)]
             scene = first[0].scene
         image = self._painter.paint(scene, rng)
-        samples = first + self._maker.make_about(scene, count, rng)
+        grounded = self._maker.grounded_caption(scene, GROUNDED_THINGS, rng)
+        samples = [grounded, *first, *self._maker.make_about(scene, count, rng)]
         texts = list({s.prompt: s.answer for s in samples}.items())[:count]
         names = patch_names(scene, self._bank, self.image_size, patch)
         return PictureQuestions(image, texts, names)

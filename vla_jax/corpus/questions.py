@@ -125,6 +125,16 @@ class QuestionMaker:
                 return sample
         raise ValueError(f"no scene found for task {task!r} at {self.size} px")
 
+    def grounded_caption(self, scene: Scene, most: int, rng: random.Random) -> Sample:
+        """Names, each followed by its place: `dog<012><200> red apple<100><040>`.
+
+        The place follows the name at once, so looking for what was just said is all it takes. That
+        is learnt long before "point to the dog", where the name lies further back.
+        """
+        things = rng.sample(scene.objects, min(most, len(scene.objects)))
+        answer = " ".join(self.bank.name(o.key) + point_pieces(o.center, self.size) for o in things)
+        return self.sample(scene, "grounded_caption", "name and place what you see", answer)
+
     def crowded_scene(self, rng: random.Random) -> Scene:
         """As many of 10 to 16 concepts as there is room for: half of the image shows things."""
         keys = self.keys(rng, rng.randint(10, 16))

@@ -46,17 +46,10 @@ class Weight(nn.Module):
     fan_in: int
 
     @nn.compact
-    def __call__(self, like: jax.Array | None = None, correlation: float = 0.0) -> jax.Array:
-        """`like` [*shape] is what fresh weights correlate with."""
+    def __call__(self, start: jax.Array | float = 0.0) -> jax.Array:
+        """`start` is added to fresh weights."""
         normal = nn.initializers.normal(self.fan_in**-0.5)
-
-        def init(rng: jax.Array) -> jax.Array:
-            own = normal(rng, self.shape)
-            if like is None:
-                return own
-            return correlation * like + (1.0 - correlation**2) ** 0.5 * own
-
-        return self.param("w", init)
+        return self.param("w", lambda rng: normal(rng, self.shape) + start)
 
 
 class Attention(nn.Module):
@@ -71,9 +64,8 @@ class Attention(nn.Module):
         d = self.config.decoder
         n, k, h = d.num_heads, d.num_kv_heads, d.head_dim
         w_kv = Weight((2, k, d.width, h), d.width, name="kv_einsum")()
-        w_q = Weight((n, d.width, h), d.width, name="q_einsum")(
-            jnp.repeat(w_kv[0], n // k, axis=0), d.query_key_correlation
-        )
+        alike = jnp.roll(jnp.repeat(w_kv[0], n // k, axis=0), d.width // 2, axis=1)
+        w_q = Weight((n, d.width, h), d.width, name="q_einsum")(d.query_key_similarity * alike)
         w_out = Weight((n, h, d.width), n * h, name="attn_vec_einsum")()
         q = rope(project(x, w_q.transpose(1, 0, 2)), positions, d.rope_base)
         keys, values = (project(x, w.transpose(1, 0, 2)) for w in w_kv)

@@ -18,6 +18,10 @@ class VitConfig:
     with a 4 x 4 convolution of stride 4, the others and the last, to the width, with a 3 x 3 one of
     stride 2. What a convolution learns at one place holds at every other, which is what a model
     needs that sees 10^5 pictures and not 10^9.
+
+    With `decoder_positions` fixed sines and cosines of row and column are added to the image tokens
+    as they enter the decoder. Tokens trained to say which word belongs to a patch forget where the
+    patch is.
     """
 
     width: int
@@ -26,6 +30,7 @@ class VitConfig:
     num_heads: int
     patch_size: int
     stem: tuple[tuple[int, int], ...] = ()
+    decoder_positions: bool = False
 
     def __post_init__(self):
         if self.stem and self.patch_size != 4 * 2 ** len(self.stem):
@@ -41,10 +46,12 @@ class DecoderConfig:
 
     `integer_rows` are the embedding rows [first, last) that stand for the integers 0, 1, 2, ...
     They start as a smooth curve rather than as unrelated vectors, so what is learnt about one
-    coordinate or action bin holds near it from the first step. With `query_key_correlation` fresh
-    query weights correlate with the key weights, so that attention starts as looking for what is
-    alike (mimetic initialization, arXiv 2305.09828) and the word "dog" finds the patch that shows
-    one without learning that first.
+    coordinate or action bin holds near it from the first step.
+
+    Fresh query weights hold `query_key_similarity` times the key weights, so that attention starts
+    as looking for what is alike (mimetic initialization, arXiv 2305.09828). They are rolled by half
+    the width, as image tokens are to their words (`training.losses.alignment_loss`): the word "dog"
+    then finds the patches that show one, and not itself.
     """
 
     width: int
@@ -56,7 +63,7 @@ class DecoderConfig:
     vocab_size: int
     rope_base: float = 10_000.0
     integer_rows: tuple[int, int] | None = None
-    query_key_correlation: float = 0.0
+    query_key_similarity: float = 0.0
 
 
 # Where the vocabulary that ships with the code keeps `<000>` .. `<255>`.
@@ -70,9 +77,9 @@ PRESETS: dict[str, tuple[VitConfig, DecoderConfig]] = {
     ),
     # The laptop demo's model, and the shape of the small web-trained VLM that ships with the code.
     "demo": (
-        VitConfig(128, 3, 512, 4, 16, stem=((48, 1), (96, 2))),
+        VitConfig(128, 3, 512, 4, 16, stem=((48, 1), (96, 2)), decoder_positions=True),
         DecoderConfig(
-            128, 4, 512, 4, 1, 32, 4096, integer_rows=_INTEGERS, query_key_correlation=0.8
+            128, 4, 512, 4, 1, 32, 4096, integer_rows=_INTEGERS, query_key_similarity=2.0
         ),
     ),
     # PaliGemma 3B (arXiv 2407.07726): SigLIP So400m/14 and Gemma 2B.

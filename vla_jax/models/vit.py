@@ -99,14 +99,15 @@ class Encoder(nn.Module):
         return LayerNorm(name="encoder_norm")(x)
 
 
-def _position_curves(rng: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
-    """Sines and cosines of row and column (arXiv 2205.01580): a start for the embedding."""
-    del rng
-    _, patches, width = shape
+def position_curves(patches: int, width: int, base: float) -> jax.Array:
+    """Sines and cosines of row and column (arXiv 2205.01580), float32 [1, P, D].
+
+    Wavelengths go from 2 pi patches to `base` times that.
+    """
     side = round(patches**0.5)
     y, x = jnp.mgrid[:side, :side].astype(jnp.float32).reshape(2, -1)
     quarter = width // 4
-    omega = 10_000.0 ** -(jnp.arange(quarter) / quarter)
+    omega = base ** -(jnp.arange(quarter) / quarter)
     curves = [f(v[:, None] * omega) for v in (y, x) for f in (jnp.sin, jnp.cos)]
     return jnp.concatenate(curves, axis=1)[None]
 
@@ -124,8 +125,7 @@ class Vit(nn.Module):
         x = self._embed(images.astype(dtype))
         position = self.param(
             "pos_embedding",
-            _position_curves,
-            (1, config.num_patches, vit.width),
+            lambda _: position_curves(config.num_patches, vit.width, 10_000.0),
         )
         x = Encoder(config, name="Transformer")(x + position.astype(dtype))
         return Dense((config.decoder.width,), name="head")(x)

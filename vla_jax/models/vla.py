@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from vla_jax.models.attention import prefix_lm_mask
 from vla_jax.models.decoder import Decoder, KVCache, empty_cache
 from vla_jax.models.presets import ModelConfig
-from vla_jax.models.vit import Vit
+from vla_jax.models.vit import Vit, position_curves
 from vla_jax.types import Params
 
 
@@ -48,12 +48,11 @@ class Vla(nn.Module):
 
         Returns:
           Hidden states of the text positions [B, T, D], before the logits; and the image tokens
-          [B, P, D] as they enter the decoder.
+          [B, P, D].
         """
-        image_tokens, seen = self._image_tokens(images)
+        image_tokens = self.image_tokens(images)
         offset = image_tokens.shape[1]
-        x = jnp.concatenate([image_tokens, self.llm.embed(tokens)], axis=1)
-        seen = jnp.concatenate([seen, valid], axis=1)
+        x, seen = self._sequence(image_tokens, tokens, valid)
         positions = _positions(seen)
         starts = jnp.arange(x.shape[1]) == offset
         if segment is not None:
@@ -71,8 +70,16 @@ class Vla(nn.Module):
         return hidden[:, offset:], image_tokens
 
     def image_tokens(self, images: jax.Array) -> jax.Array:
-        """uint8 [B, views, h, w, 3] -> [B, P, D], as they enter the decoder."""
-        return self._image_tokens(images)[0]
+        """uint8 [B, views, h, w, 3] -> [B, P, D], in the space of the word embeddings."""
+        b, views, h, w, c = images.shape
+        if (h, w, c) != (self.config.image_size, self.config.image_size, 3):
+            raise ValueError(
+                f"the model takes images of {self.config.image_size} x {self.config.image_size} x 3"
+                f", got {h} x {w} x {c}"
+            )
+        pixels = images.reshape(b * views, h, w, c).astype(jnp.float32) / 127.5 - 1.0
+        x = self.img(pixels)
+        return x.reshape(b, views * x.shape[1], x.shape[2])
 
     def logits(self, hidden: jax.Array, rows: jax.Array | None = None) -> jax.Array:
         """Hidden states [..., D] -> float32 logits over the vocabulary, or over `rows` of it."""
@@ -87,9 +94,7 @@ class Vla(nn.Module):
           hidden [B, D] of each row's last prompt token; the cache, with room for `max_new_tokens`;
           seen: bool [B, S], which cache positions hold something.
         """
-        x, seen = self._image_tokens(images)
-        x = jnp.concatenate([x, self.llm.embed(tokens)], axis=1)
-        seen = jnp.concatenate([seen, valid], axis=1)
+        x, seen = self._sequence(self.image_tokens(images), tokens, valid)
         length = x.shape[1]
         cache = empty_cache(self.config, x.shape[0], length + max_new_tokens)
         positions = _positions(seen)
@@ -123,17 +128,17 @@ class Vla(nn.Module):
             causal = causal | starts
         return prefix_lm_mask(seen, causal)
 
-    def _image_tokens(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        b, views, h, w, c = images.shape
-        if (h, w, c) != (self.config.image_size, self.config.image_size, 3):
-            raise ValueError(
-                f"the model takes images of {self.config.image_size} x {self.config.image_size} x 3"
-                f", got {h} x {w} x {c}"
-            )
-        pixels = images.reshape(b * views, h, w, c).astype(jnp.float32) / 127.5 - 1.0
-        x = self.img(pixels)
-        x = x.reshape(b, views * x.shape[1], x.shape[2])
-        return x, jnp.ones(x.shape[:2], bool)
+    def _sequence(
+        self, image_tokens: jax.Array, tokens: jax.Array, valid: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the decoder reads, [B, P + T, D], and which of it is there."""
+        b, patches, width = image_tokens.shape
+        if self.config.vit.decoder_positions:
+            curves = position_curves(self.config.num_patches, width, 10.0)
+            curves = jnp.tile(curves, (1, self.config.num_views, 1))
+            image_tokens = image_tokens + curves.astype(image_tokens.dtype)
+        x = jnp.concatenate([image_tokens, self.llm.embed(tokens)], axis=1)
+        return x, jnp.concatenate([jnp.ones((b, patches), bool), valid], axis=1)
 
 
 def _positions(seen: jax.Array) -> jax.Array:

@@ -124,7 +124,9 @@ def alignment_loss(
     parameter is added (patch-aligned training, arXiv 2212.04994, with cross-entropy). It gets the
     decoder across the plateau before grounding: looking for "dog" becomes comparing like with like.
     Cosines, because attention sees normed inputs: with plain products the loss also falls when all
-    words drift away from all pictures together, and a patch is no closer to its word.
+    words drift away from all pictures together, and a patch is no closer to its word. Words are
+    rolled by half the width: what is most like a word shall be its picture, not the word itself,
+    or attention would have to unlearn that (see `models.presets.DecoderConfig`).
 
     Args:
       image_tokens: [B, P, D].
@@ -138,6 +140,7 @@ def alignment_loss(
       the likeliest word is one of the name's, and whether the patch shows a thing.
     """
     table = _unit(params["llm"]["embedder"]["input_embedding"])
+    table = jnp.roll(table, table.shape[1] // 2, axis=1)
     cosine = jnp.einsum("BPD,VD->BPV", _unit(image_tokens.astype(jnp.float32)), table)
     log_p = jax.nn.log_softmax(ALIGNMENT_SCALE * cosine, axis=-1)
     there = patch_tokens >= 0
