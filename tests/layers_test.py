@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -231,8 +232,15 @@ for name in {modules!r}:
     importlib.import_module(name)
 {after}
 """
+    # With MUJOCO_GL, which tests that start simulators set, MuJoCo sets more at its import.
+    environment = {k: v for k, v in os.environ.items() if k != "MUJOCO_GL"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

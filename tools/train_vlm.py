@@ -1,10 +1,12 @@
 """Trains the small web-trained VLM that ships with the code, from the picture/word corpus.
 
-    python tools/train_vlm.py --stage=words --out=out/words --steps=8000 --learning_rate=2e-3
-    python tools/train_vlm.py --stage=answers --init_from=out/words/vlm.npz --out=out/vlm
+    python tools/train_vlm.py --stage=words --out=out/words --steps=7000 --learning_rate=2e-3
+    python tools/train_vlm.py --stage=places --init_from=out/words/vlm.npz --out=out/places
+    python tools/train_vlm.py --stage=answers --init_from=out/places/vlm.npz --out=out/vlm
 
-First the image encoder alone learns which words belong to each patch; then the whole model learns
-to answer, several questions to a picture.
+First the image encoder alone learns which words belong to each patch; then the decoder learns to
+find what it has just named (grounded captions); then the whole model learns to answer, several
+questions to a picture. Each step is a short plateau where all at once is a long one.
 
 Needs no TensorFlow: worker processes paint the corpus on the fly and hand batches over in shared
 memory, and every sample is new. Run again with the same --out to resume. Writes `vlm.npz` (float16,
@@ -35,13 +37,15 @@ from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.types import Batch, Example
 
 MAX_TOKENS, MAX_ANSWER_TOKENS = 64, 48
-ROW_TOKENS, ROW_LOSS_TOKENS, QUESTIONS = 128, 60, 9
+# Texts per picture, tokens of the row that holds them, answer tokens in it.
+ROWS = {"words": (1, 64, 48), "places": (1, 64, 48), "answers": (9, 128, 60)}
 PATCH, WORDS = 16, 3
 SLOTS_PER_WORKER = 2
 
 
-def _layout(batch_size: int, image_size: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    rows = (batch_size, ROW_TOKENS)
+def _layout(args) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    batch_size, image_size = args.batch_size, args.image_size
+    rows = (batch_size, ROWS[args.stage][1])
     return {
         "images": ((batch_size, 1, image_size, image_size, 3), np.dtype(np.uint8)),
         "tokens": (rows, np.dtype(np.int32)),
@@ -54,9 +58,9 @@ def _layout(batch_size: int, image_size: int) -> dict[str, tuple[tuple[int, ...]
     }
 
 
-def _views(buffer: memoryview, batch_size: int, image_size: int) -> dict[str, np.ndarray]:
+def _views(buffer: memoryview, args) -> dict[str, np.ndarray]:
     views, offset = {}, 0
-    for key, (shape, dtype) in _layout(batch_size, image_size).items():
+    for key, (shape, dtype) in _layout(args).items():
         views[key] = np.ndarray(shape, dtype, buffer=buffer, offset=offset)
         offset += int(np.prod(shape)) * dtype.itemsize
     return views
@@ -92,18 +96,19 @@ def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> N
     builder = SequenceBuilder(
         Vocabulary(), None, max_tokens=MAX_TOKENS, max_answer_tokens=MAX_ANSWER_TOKENS
     )
+    questions, length, loss_tokens = ROWS[args.stage]
     slots = [shared_memory.SharedMemory(name) for name in names]
-    views = [_views(slot.buf, args.batch_size, args.image_size) for slot in slots]
+    views = [_views(slot.buf, args) for slot in slots]
     for number in range(start + worker, args.steps, workers):
         slot = free.get()
         corpus = corpora[sum(number >= step for step in args.curriculum)]
         for row in range(args.batch_size):
-            image, texts, names = corpus.questions(number * args.batch_size + row, QUESTIONS, PATCH)
+            image, texts, names = corpus.questions(number * args.batch_size + row, questions, PATCH)
             built = pack_row(
                 builder,
                 [Example((image,), prompt, answer) for prompt, answer in texts],
-                length=ROW_TOKENS,
-                max_loss_tokens=ROW_LOSS_TOKENS,
+                length=length,
+                max_loss_tokens=loss_tokens,
             )
             views[slot]["images"][row, 0] = image
             views[slot]["source"][row] = 0
@@ -118,10 +123,7 @@ class PaintedBatches:
 
     def __init__(self, args, start: int):
         context = multiprocessing.get_context("spawn")
-        size = sum(
-            int(np.prod(shape)) * dtype.itemsize
-            for shape, dtype in _layout(args.batch_size, args.image_size).values()
-        )
+        size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in _layout(args).values())
         self._args, self._next = args, start
         self._start = start
         self._workers = []
@@ -155,7 +157,7 @@ class PaintedBatches:
                     raise RuntimeError(
                         f"a painting process died with exit code {process.exitcode}"
                     ) from None
-        views = _views(slots[slot].buf, self._args.batch_size, self._args.image_size)
+        views = _views(slots[slot].buf, self._args)
         batch = {key: view.copy() for key, view in views.items()}
         free.put(slot)
         self._next += 1
@@ -212,7 +214,7 @@ def main() -> None:
     from vla_jax.training.step import make_init, make_train_step, state_shardings
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stage", choices=("words", "answers"), required=True)
+    parser.add_argument("--stage", choices=tuple(ROWS), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--init_from", type=Path, help="parameters to start from")
     parser.add_argument("--preset", default="demo")
@@ -281,7 +283,7 @@ def main() -> None:
         loss_fn = functools.partial(
             answer_loss,
             model,
-            max_answer_tokens=ROW_LOSS_TOKENS,
+            max_answer_tokens=ROWS[args.stage][2],
             num_sources=1,
             integer_smoothing=args.integer_smoothing,
         )
@@ -314,7 +316,7 @@ def main() -> None:
         batches.close()
     state = pickle.loads(saved.read_bytes())
     save_params(args.out / "vlm.npz", state["params"], "float16")
-    if args.stage == "words":
+    if args.stage != "answers":
         return
     figures = measure(state["params"], model_config, builder, args)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
