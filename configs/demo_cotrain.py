@@ -1,9 +1,7 @@
 """The demo's main job: co-fine-tuning on robot episodes and the picture/word corpus together.
 
-Starts from the small web-trained VLM that ships with the code, as RT-2 starts from PaLI-X.
+RT-2 starts from a web-trained VLM: `--config.train.init_from=` takes what `tools/train_vlm.py` made.
 """
-
-from importlib.resources import files
 
 from ml_collections import ConfigDict
 
@@ -35,7 +33,6 @@ def get_config() -> ConfigDict:
                 "log_every": 20,
                 "checkpoint_every": 200,
                 "integer_smoothing": 2.0,
-                "init_from": str(files("vla_jax") / "checkpoints/assets/vlm_demo.npz"),
             },
         }
     )

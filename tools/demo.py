@@ -81,7 +81,7 @@ def main() -> None:
         f"--workdir={out / 'web_stage'}",
     )
     step(
-        "Co-fine-tuning on robot and web data, from the small VLM that ships with the code",
+        "Co-fine-tuning on robot and web data",
         *("vla_jax.train", "--config=configs/demo_cotrain.py", sources),
         f"--config.data.sources.robot.path={data / 'robot'}",
         f"--workdir={out / 'cotrain'}",
