@@ -1,6 +1,6 @@
 """The demo's main job: co-fine-tuning on robot episodes and the picture/word corpus together.
 
-RT-2 starts from a web-trained VLM: `--config.train.init_from=` takes what `tools/train_vlm.py` made.
+RT-2 starts from a web-trained VLM: give `--config.train.init_from` what `tools/train_vlm.py` made.
 """
 
 from ml_collections import ConfigDict
