@@ -142,7 +142,12 @@ def alignment_loss(
     table = _unit(params["llm"]["embedder"]["input_embedding"])
     table = jnp.roll(table, table.shape[1] // 2, axis=1)
     cosine = jnp.einsum("BPD,VD->BPV", _unit(image_tokens.astype(jnp.float32)), table)
-    log_p = jax.nn.log_softmax(ALIGNMENT_SCALE * cosine, axis=-1)
+    logits = ALIGNMENT_SCALE * cosine
+    if model.config.decoder.integer_rows is not None:
+        # Never an answer here: all pushed the same way, they would end as one and the same vector.
+        first, last = model.config.decoder.integer_rows
+        logits = logits.at[..., first:last].set(-jnp.inf)
+    log_p = jax.nn.log_softmax(logits, axis=-1)
     there = patch_tokens >= 0
     word = jnp.take_along_axis(log_p, jnp.where(there, patch_tokens, 0), axis=-1)
     words = jnp.sum(there, axis=-1)
