@@ -1,12 +1,11 @@
 """Trains the small web-trained VLM that ships with the code, from the picture/word corpus.
 
-    python tools/train_vlm.py --stage=words --out=out/words --steps=7000 --learning_rate=2e-3
-    python tools/train_vlm.py --stage=places --init_from=out/words/vlm.npz --out=out/places
-    python tools/train_vlm.py --stage=answers --init_from=out/places/vlm.npz --out=out/vlm
+    python tools/train_vlm.py --stage=patches --out=out/patches --steps=8000 --learning_rate=2e-3
+    python tools/train_vlm.py --stage=answers --init_from=out/patches/vlm.npz --out=out/vlm
 
-First the image encoder alone learns which words belong to each patch; then the decoder learns to
-find what it has just named (grounded captions); then the whole model learns to answer, several
-questions to a picture. Each step is a short plateau where all at once is a long one.
+First the image encoder alone learns what each patch shows and where that is; then the whole model
+learns to answer, several questions to a picture. Two short plateaus where all at once is a long
+one.
 
 Needs no TensorFlow: worker processes paint the corpus on the fly and hand batches over in shared
 memory, and every sample is new. Run again with the same --out to resume. Writes `vlm.npz` (float16,
@@ -24,13 +23,15 @@ import os
 import pickle
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing import shared_memory
 from pathlib import Path
 
 import numpy as np
 
+from vla_jax.corpus.concepts import SPLITS
 from vla_jax.corpus.dataset import Corpus
+from vla_jax.corpus.pictures import COLORS, PictureBank
 from vla_jax.data.packing import pack_row
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.text.vocabulary import Vocabulary
@@ -38,7 +39,7 @@ from vla_jax.types import Batch, Example
 
 MAX_TOKENS, MAX_ANSWER_TOKENS = 64, 48
 # Texts per picture, tokens of the row that holds them, answer tokens in it.
-ROWS = {"words": (1, 64, 48), "places": (1, 64, 48), "answers": (9, 128, 60)}
+ROWS = {"patches": (1, 64, 48), "answers": (9, 128, 60)}
 PATCH, WORDS = 16, 3
 SLOTS_PER_WORKER = 2
 
@@ -55,6 +56,7 @@ def _layout(args) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         "segment": (rows, np.dtype(np.int32)),
         "source": ((batch_size,), np.dtype(np.int32)),
         "patch_tokens": ((batch_size, (image_size // PATCH) ** 2, WORDS), np.dtype(np.int32)),
+        "patch_places": ((batch_size, (image_size // PATCH) ** 2, 2), np.dtype(np.int32)),
     }
 
 
@@ -66,10 +68,8 @@ def _views(buffer: memoryview, args) -> dict[str, np.ndarray]:
     return views
 
 
-def _name_tokens(vocabulary: Vocabulary, names: list[str] | None) -> np.ndarray | int:
+def _name_tokens(vocabulary: Vocabulary, names: Sequence[str]) -> np.ndarray:
     """int32 [P, W]: the first tokens of each patch's name, PAD alone for background."""
-    if names is None:
-        return -1
     rows = np.full((len(names), WORDS), -1, np.int32)
     rows[:, 0] = vocabulary.pad_id
     for i, name in enumerate(names):
@@ -77,6 +77,16 @@ def _name_tokens(vocabulary: Vocabulary, names: list[str] | None) -> np.ndarray 
             ids = vocabulary.encode(name)[:WORDS]
             rows[i, : len(ids)] = ids
     return rows
+
+
+def _name_ids(vocabulary: Vocabulary) -> np.ndarray:
+    """int32 [K]: PAD and every id that a patch's name can have."""
+    bank = PictureBank()
+    shown = (split for split in SPLITS if split != "nowhere")
+    names = [bank.name(key) for split in shown for key in bank.concepts(split)]
+    names += [f"{color} mat" for color in COLORS]
+    ids = {i for name in names for i in vocabulary.encode(name)[:WORDS]}
+    return np.array([vocabulary.pad_id, *sorted(ids)], np.int32)
 
 
 def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> None:
@@ -103,7 +113,9 @@ def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> N
         slot = free.get()
         corpus = corpora[sum(number >= step for step in args.curriculum)]
         for row in range(args.batch_size):
-            image, texts, names = corpus.questions(number * args.batch_size + row, questions, PATCH)
+            image, texts, patches = corpus.questions(
+                number * args.batch_size + row, questions, PATCH
+            )
             built = pack_row(
                 builder,
                 [Example((image,), prompt, answer) for prompt, answer in texts],
@@ -112,7 +124,11 @@ def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> N
             )
             views[slot]["images"][row, 0] = image
             views[slot]["source"][row] = 0
-            views[slot]["patch_tokens"][row] = _name_tokens(builder.vocabulary, names)
+            views[slot]["patch_tokens"][row] = views[slot]["patch_places"][row] = -1
+            if patches is not None:
+                tokens = _name_tokens(builder.vocabulary, patches.names)
+                views[slot]["patch_tokens"][row] = tokens
+                views[slot]["patch_places"][row] = patches.places
             for key, value in built.items():
                 views[slot][key][row] = value
         ready.put(slot)
@@ -208,7 +224,7 @@ def main() -> None:
     from vla_jax.models.vla import Vla
     from vla_jax.sharding.mesh import MeshConfig, make_mesh
     from vla_jax.training.loop import TrainConfig, fit
-    from vla_jax.training.losses import answer_loss, patch_word_loss
+    from vla_jax.training.losses import answer_loss, patch_label_loss
     from vla_jax.training.metrics import MetricWriter
     from vla_jax.training.optimizer import OptimizerConfig, make_optimizer
     from vla_jax.training.step import make_init, make_train_step, state_shardings
@@ -277,8 +293,9 @@ def main() -> None:
             raise _TimeUp
 
     model = Vla(model_config)
-    if args.stage == "words":
-        loss_fn = functools.partial(patch_word_loss, model, num_sources=1)
+    name_ids = _name_ids(Vocabulary())
+    if args.stage == "patches":
+        loss_fn = functools.partial(patch_label_loss, model, num_sources=1, name_ids=name_ids)
     else:
         loss_fn = functools.partial(
             answer_loss,
@@ -286,6 +303,7 @@ def main() -> None:
             max_answer_tokens=ROWS[args.stage][2],
             num_sources=1,
             integer_smoothing=args.integer_smoothing,
+            name_ids=name_ids,
         )
     train_step = make_train_step(optimizer, shardings, mesh, loss_fn)
     stop = min(args.stop_at or args.steps, args.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -19,11 +20,11 @@ from vla_jax.models.vla import Vla, init_params
 from vla_jax.schema import from_dict
 from vla_jax.sharding.mesh import MeshConfig, make_mesh, to_global
 from vla_jax.train import train
+from vla_jax.training.alignment import alignment_loss
 from vla_jax.training.losses import (
     _smoothed_target_logit,
-    alignment_loss,
     answer_loss,
-    patch_word_loss,
+    patch_label_loss,
 )
 from vla_jax.training.metrics import MetricWriter, read_metrics
 from vla_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -116,39 +117,55 @@ def test_alignment_equals_numpy():
     words = np.array(
         [[[500, 600, -1], [0, -1, -1], [700, -1, -1]], [[-1, -1, -1], [0, -1, -1], [0, -1, -1]]]
     )
-    a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (tokens.astype("f8"), table))
-    logits = 20 * a @ np.roll(b, 16, axis=1).T
-    logits[..., slice(*config.decoder.integer_rows)] = -np.inf  # integers are no names
-    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    things = [(log_p[0, 0, 500] + log_p[0, 0, 600]) / 2, log_p[0, 2, 700]]
-    nothing = [log_p[0, 1, 0], log_p[1, 1, 0], log_p[1, 2, 0]]
-    loss, (nats, correct, thing) = alignment_loss(model, params, tokens, jnp.asarray(words))
-    np.testing.assert_allclose(loss, -np.mean(things) - np.mean(nothing), rtol=1e-5)
-    assert thing.tolist() == [[1, 0, 1], [0, 0, 0]]
-    np.testing.assert_allclose(nats[0, [0, 2]], -np.array(things), rtol=1e-5)
-    best = logits.argmax(-1)
-    words[0, 2, 0] = best[0, 2]
-    _, (_, correct, _) = alignment_loss(model, params, tokens, jnp.asarray(words))
-    assert correct[0].tolist() == [best[0, 0] in (500, 600), best[0, 1] == 0, 1]
+    places = np.array([[[20, 40], [-1, -1], [200, 3]], [[-1, -1], [-1, -1], [-1, -1]]])
+    ids = np.array([0, 500, 600, 700, 800])
+
+    def log_p(rows: np.ndarray, roll: int) -> np.ndarray:
+        a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (tokens.astype("f8"), rows))
+        logits = 20 * a @ np.roll(b, roll, axis=1).T
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    names = log_p(table[ids], 16)
+    things = [(names[0, 0, 1] + names[0, 0, 2]) / 2, names[0, 2, 3]]
+    nothing = [names[0, 1, 0], names[1, 1, 0], names[1, 2, 0]]
+    where = []
+    for patch in (0, 2):
+        for axis, roll in enumerate((8, 24)):
+            target = np.exp(-0.5 * ((np.arange(256) - places[0, patch, axis]) / 3) ** 2)
+            integers = log_p(table[slice(*config.decoder.integer_rows)], roll)[0, patch]
+            where.append(integers @ (target / target.sum()))
+    batch = {"patch_tokens": jnp.asarray(words), "patch_places": jnp.asarray(places)}
+    found = alignment_loss(model, params, tokens, batch, ids)
+    want = -np.mean(things) - np.mean(nothing) - np.mean(where)
+    np.testing.assert_allclose(found.loss, want, rtol=1e-5)
+    assert found.thing.tolist() == [[1, 0, 1], [0, 0, 0]]
+    np.testing.assert_allclose(found.word_nats[0, [0, 2]], -np.array(things), rtol=1e-5)
+    best = names.argmax(-1)
+    words[0, 2, 0] = ids[best[0, 2]]
+    batch["patch_tokens"] = jnp.asarray(words)
+    found = alignment_loss(model, params, tokens, batch, ids)
+    assert found.correct[0].tolist() == [best[0, 0] in (1, 2), best[0, 1] == 0, 1]
 
 
 def test_loss_of_patches_alone_is_the_alignment_loss(data_sets):
-    """`answer_loss` adds exactly what `patch_word_loss` minimises."""
+    """`answer_loss` with names adds exactly what `patch_label_loss` minimises."""
     run = build_training(make_config(data_sets))
     params = run.fresh_state()["params"]
     batch = dict(next(run.loader(0)))
     plain, _ = run.loss_fn(params, batch)
-    rng = np.random.default_rng(0)
-    batch["patch_tokens"] = rng.integers(0, 4000, (8, 4, 1))
-    integers = (batch["patch_tokens"] >= 4) & (batch["patch_tokens"] < 260)
-    batch["patch_tokens"][integers] = 0  # the background: integers name nothing
-    model = Vla(run.config.model)
-    extra, sums = patch_word_loss(model, params, batch, num_sources=2)
-    both, _ = run.loss_fn(params, batch)
+    rng, ids = np.random.default_rng(0), np.arange(260, 4096)
+    batch["patch_tokens"] = rng.integers(260, 4096, (8, 4, 1))
+    batch["patch_tokens"][0] = -1
+    batch["patch_places"] = rng.integers(0, 256, (8, 4, 2))
+    extra, sums = patch_label_loss(
+        Vla(run.config.model), params, batch, num_sources=2, name_ids=ids
+    )
+    both, _ = functools.partial(run.loss_fn, name_ids=ids)(params, batch)
     assert np.isfinite(extra)
     np.testing.assert_allclose(both, plain + extra, rtol=1e-5)
     assert sums["samples"].tolist() == np.bincount(batch["source"], minlength=2).tolist()
-    assert sums["tokens"].sum() == (batch["patch_tokens"] > 0).sum()
+    # The first id is the background.
+    assert sums["tokens"].sum() == (batch["patch_tokens"] > 260).sum()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vla_jax.corpus.concepts import package_file
 from vla_jax.corpus.paint import Painter
-from vla_jax.corpus.patches import patch_names
+from vla_jax.corpus.patches import PatchLabels, patch_labels
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.corpus.questions import QuestionMaker, Sample
 from vla_jax.text.prompts import question_prompt
@@ -40,7 +40,7 @@ class PictureQuestions(NamedTuple):
 
     image: np.ndarray  # uint8 [S, S, 3]
     texts: list[tuple[str, str]]  # (prompt, answer)
-    patch_names: list[str] | None  # see `patches.patch_names`; None where they are not known
+    patches: PatchLabels | None  # None where they are not known
 
 
 class Corpus:
@@ -92,7 +92,7 @@ class Corpus:
         The first asks for a grounded caption: names and places of up to `GROUNDED_THINGS` things.
 
         Args:
-          patch: side of the image patches that get a name, pixels.
+          patch: side of the image patches that get a label, pixels.
         """
         rng = self._rng(index)
         if rng.random() < EASY_VQA_SHARE:
@@ -107,8 +107,8 @@ class Corpus:
         grounded = self._maker.grounded_caption(scene, GROUNDED_THINGS, rng)
         samples = [grounded, *first, *self._maker.make_about(scene, count, rng)]
         texts = list({s.prompt: s.answer for s in samples}.items())[:count]
-        names = patch_names(scene, self._bank, self.image_size, patch)
-        return PictureQuestions(image, texts, names)
+        labels = patch_labels(scene, self._bank, self.image_size, patch)
+        return PictureQuestions(image, texts, labels)
 
     def task_example(self, task: str, index: int) -> CorpusExample:
         """Like `example` for one task of `questions.TASK_WEIGHTS`; its own scenes."""

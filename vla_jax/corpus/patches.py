@@ -1,17 +1,32 @@
-"""Which thing each image patch shows: labels for aligning patches with words."""
+"""What each image patch shows, and where it is: labels for aligning patches with words."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
 from vla_jax.corpus.pictures import PictureBank
+from vla_jax.corpus.questions import point_bins
 from vla_jax.corpus.scenes import Box, Scene
 
 NOTHING = ""
 
 
-def patch_names(scene: Scene, bank: PictureBank, size: int, patch: int) -> list[str]:
-    """English name of what covers most of each patch, row by row; `NOTHING` for background.
+class PatchLabels(NamedTuple):
+    """One picture's patches, row by row.
+
+    Attributes:
+      names: English name of the thing, or `NOTHING` for background.
+      places: int32 [P, 2], (y, x) bins 0..255 of the whole thing's centre; -1 for background.
+    """
+
+    names: list[str]
+    places: np.ndarray
+
+
+def patch_labels(scene: Scene, bank: PictureBank, size: int, patch: int) -> PatchLabels:
+    """Labels each patch with the thing that covers most of it.
 
     A picture counts from a quarter of the patch on, a mat ("red mat") from half of it; pictures lie
     on top of mats.
@@ -20,20 +35,26 @@ def patch_names(scene: Scene, bank: PictureBank, size: int, patch: int) -> list[
       size, patch: side of the image and of a patch, pixels.
     """
     side = size // patch
-    best = np.full((side, side), 0.0)
-    names = np.full((side, side), NOTHING, dtype=object)
-    things = [(f"{m.color} mat", m.box, 0.5) for m in scene.mats]
-    for name, box, least in things:
-        _cover(names, best, name, _overlap(box, side, patch), least)
+    best = np.zeros((side, side))
+    which = np.full((side, side), -1)
+    things = [(f"{mat.color} mat", mat.center) for mat in scene.mats]
+    things += [(bank.name(thing.key), thing.center) for thing in scene.objects]
+    for number, mat in enumerate(scene.mats):
+        _cover(which, best, number, _overlap(mat.box, side, patch), 0.5)
     best[:] = 0
-    for thing in scene.objects:
-        _cover(names, best, bank.name(thing.key), _overlap(thing.box, side, patch), 0.25)
-    return [str(n) for n in names.reshape(-1)]
+    for number, thing in enumerate(scene.objects, len(scene.mats)):
+        _cover(which, best, number, _overlap(thing.box, side, patch), 0.25)
+    numbers = which.reshape(-1)
+    names = [things[n][0] if n >= 0 else NOTHING for n in numbers]
+    places = [point_bins(things[n][1], size) if n >= 0 else (-1, -1) for n in numbers]
+    return PatchLabels(names, np.asarray(places, np.int32))
 
 
-def _cover(names: np.ndarray, best: np.ndarray, name: str, share: np.ndarray, least: float) -> None:
+def _cover(
+    which: np.ndarray, best: np.ndarray, number: int, share: np.ndarray, least: float
+) -> None:
     wins = (share >= least) & (share > best)
-    names[wins] = name
+    which[wins] = number
     best[wins] = share[wins]
 
 

@@ -146,7 +146,9 @@ class QuestionMaker:
         kinds = _ABOUT_CROWD if len(scene.objects) > 5 else _ABOUT_ANY
         if len(scene.objects) == 1:
             kinds = [task for task in kinds if task not in _ABOUT_SEVERAL]
-        weights = [TASK_WEIGHTS[task] for task in kinds]
+        if len({o.key for o in scene.objects}) < len(scene.objects):
+            kinds = _ABOUT_REPEATED
+        weights = [TASK_WEIGHTS[task] ** 0.5 for task in kinds]  # more kinds about one picture
         found: dict[str, Sample] = {}
         for task in rng.choices(kinds, weights, k=3 * count):
             sample = _TASKS[task](asker, rng)
@@ -180,6 +182,11 @@ class QuestionMaker:
             rng, self.keys(rng, rng.randint(low, high)), self.bank, size=self.size, **options
         )
 
+    def scene_of(self, rng: random.Random, keys: Callable[[], list[str]]) -> Scene:
+        """These concepts, in any order."""
+        chosen = keys()
+        return compose(rng, rng.sample(chosen, len(chosen)), self.bank, size=self.size)
+
     def sample(
         self, scene: Scene, task: str, question: str, answer: str, language: str = "en"
     ) -> Sample:
@@ -194,6 +201,9 @@ class _SceneAsker(QuestionMaker):
         self._scene = scene
 
     def scene(self, rng: random.Random, low: int = 1, high: int = 5, **options) -> Scene:
+        return self._scene
+
+    def scene_of(self, rng: random.Random, keys: Callable[[], list[str]]) -> Scene:
         return self._scene
 
 
@@ -305,21 +315,40 @@ def _caption(maker: QuestionMaker, rng: random.Random) -> Sample:
     return maker.sample(scene, "caption", asked.format(LANGUAGES[language]), answer, language)
 
 
-def _category(maker: QuestionMaker, rng: random.Random) -> Sample:
+def _category(maker: QuestionMaker, rng: random.Random) -> Sample | None:
     """`which is a fruit?`, or points to the only fruit."""
-    category = rng.choice(tuple(CATEGORY_NOUNS))
-    target = maker.key_of_category(rng, category)
-    clashing = {category, *RELATED.get(category, ())}
-    others = [k for k in maker.keys(rng, 4) if maker.bank.category(k) not in clashing]
-    keys = [target, *others[: rng.randint(1, 4)]]
-    scene = compose(rng, rng.sample(keys, len(keys)), maker.bank, size=maker.size)
-    noun = CATEGORY_NOUNS[category]
+
+    def keys() -> list[str]:
+        category = rng.choice(tuple(CATEGORY_NOUNS))
+        clashing = {category, *RELATED.get(category, ())}
+        others = [k for k in maker.keys(rng, 4) if maker.bank.category(k) not in clashing]
+        return [maker.key_of_category(rng, category), *others[: rng.randint(1, 4)]]
+
+    scene = maker.scene_of(rng, keys)
+    target = _only_one_of_its_category(maker, scene, rng)
+    if target is None:
+        return None
+    noun = CATEGORY_NOUNS[maker.bank.category(target.key)]
     if rng.random() < 0.5:
         asked = rng.choice(("which is {}?", "which one is {}?")).format(noun)
-        return maker.sample(scene, "category", asked, maker.bank.name(target))
+        return maker.sample(scene, "category", asked, maker.bank.name(target.key))
     asked = rng.choice(POINT_PHRASES).format(f"the {noun.split(' ', 1)[1]}")
-    center = scene.objects[scene.index_of(target)].center
-    return maker.sample(scene, "point_category", asked, point_pieces(center, maker.size))
+    answer = point_pieces(target.center, maker.size)
+    return maker.sample(scene, "point_category", asked, answer)
+
+
+def _only_one_of_its_category(
+    maker: QuestionMaker, scene: Scene, rng: random.Random
+) -> Placed | None:
+    """An object whose category no other one has, or could be said to have."""
+    categories = [maker.bank.category(o.key) for o in scene.objects]
+    found = []
+    for i, category in enumerate(categories):
+        clashing = {category, *RELATED.get(category, ())}
+        others = categories[:i] + categories[i + 1 :]
+        if category in CATEGORY_NOUNS and not clashing.intersection(others) and others:
+            found.append(scene.objects[i])
+    return rng.choice(found) if found else None
 
 
 def _color(maker: QuestionMaker, rng: random.Random) -> Sample | None:
@@ -348,20 +377,29 @@ def _count(maker: QuestionMaker, rng: random.Random) -> Sample | None:
         if any(maker.bank.category(o.key) == "block" for o in scene.objects):
             return None  # is a plain block a picture?
         return maker.sample(scene, "count", "how many pictures are there?", str(len(scene.objects)))
-    key, amount = maker.key(rng), rng.randint(1, 4)
-    keys = maker.keys(rng, min(5, amount + rng.randint(0, 2)), [key] * amount)
-    scene = compose(rng, rng.sample(keys, len(keys)), maker.bank, size=maker.size)
+
+    def keys() -> list[str]:
+        amount = rng.randint(1, 4)
+        return maker.keys(rng, min(5, amount + rng.randint(0, 2)), [maker.key(rng)] * amount)
+
+    scene = maker.scene_of(rng, keys)
+    shown = [o.key for o in scene.objects]
+    key = rng.choice(shown)
     question = f"how many times do you see the {maker.bank.name(key)}?"
-    return maker.sample(scene, "count", question, str(amount))
+    return maker.sample(scene, "count", question, str(shown.count(key)))
 
 
-def _numbers(maker: QuestionMaker, rng: random.Random) -> Sample:
+def _numbers(maker: QuestionMaker, rng: random.Random) -> Sample | None:
     """Sums, smallest and largest, or the number that is a given sum."""
-    amount = rng.choice((2, 2, 2, 3))
-    numbers = rng.sample(maker._numbers, amount)
-    keys = maker.keys(rng, amount + rng.randint(0, 2), numbers)
-    scene = compose(rng, rng.sample(keys, len(keys)), maker.bank, size=maker.size)
-    values = [v for k in keys if (v := maker.bank.value(k)) is not None]
+
+    def keys() -> list[str]:
+        amount = rng.choice((2, 2, 2, 3))
+        return maker.keys(rng, amount + rng.randint(0, 2), rng.sample(maker._numbers, amount))
+
+    scene = maker.scene_of(rng, keys)
+    values = [v for o in scene.objects if (v := maker.bank.value(o.key)) is not None]
+    if not 2 <= len(values) <= 3 or len(set(values)) < len(values):
+        return None
     kind = rng.choice(("sum", "sum", "smallest", "largest"))
     if kind == "sum":
         asked = rng.choice(("what is the sum of the numbers?", "add the numbers"))
@@ -426,9 +464,11 @@ _CUMULATIVE = [sum(list(TASK_WEIGHTS.values())[: i + 1]) for i in range(len(TASK
 
 _ABOUT_ANY = (
     *("point", "point_mat", "detect", "offset", "which", "relation", "name_at", "caption"),
-    *("color", "present"),
+    *("color", "present", "category", "count", "numbers"),
 )
 _ABOUT_CROWD = ("point", "point_mat", "detect", "offset", "name_at", "present")
+_ABOUT_REPEATED = ("point_mat", "count", "present")
 _NEED_SEVERAL = ("offset", "which", "relation", "name_at", "category", "count", "numbers")
 _ABOUT_SEVERAL = ("offset", "which", "relation", "name_at")
-"""Tasks that can ask about any scene, about a crowd, and those that need two objects."""
+"""Tasks that can ask about any scene, about a crowd, about one that shows a thing twice, and those
+that need two objects."""

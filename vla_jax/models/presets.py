@@ -50,8 +50,8 @@ class DecoderConfig:
 
     Fresh query weights hold `query_key_similarity` times the key weights, so that attention starts
     as looking for what is alike (mimetic initialization, arXiv 2305.09828). They are rolled by half
-    the width, as image tokens are to their words (`training.losses.alignment_loss`): the word "dog"
-    then finds the patches that show one, and not itself.
+    the width, as image tokens are to their words (`training.alignment.alignment_loss`): the word
+    "dog" then finds the patches that show one, and not itself.
     """
 
     width: int
@@ -77,9 +77,9 @@ PRESETS: dict[str, tuple[VitConfig, DecoderConfig]] = {
     ),
     # The laptop demo's model, and the shape of the small web-trained VLM that ships with the code.
     "demo": (
-        VitConfig(128, 3, 512, 4, 16, stem=((48, 1), (96, 2)), decoder_positions=True),
+        VitConfig(128, 3, 384, 4, 16, stem=((48, 1), (96, 2)), decoder_positions=True),
         DecoderConfig(
-            128, 4, 512, 4, 1, 32, 4096, integer_rows=_INTEGERS, query_key_similarity=2.0
+            128, 4, 384, 4, 4, 32, 4096, integer_rows=_INTEGERS, query_key_similarity=2.0
         ),
     ),
     # PaliGemma 3B (arXiv 2407.07726): SigLIP So400m/14 and Gemma 2B.

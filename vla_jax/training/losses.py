@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vla_jax.models.vla import Vla, run_model
+from vla_jax.training.alignment import alignment_loss
 from vla_jax.types import Params
 
 
@@ -49,12 +51,14 @@ def answer_loss(
     max_answer_tokens: int,
     num_sources: int,
     integer_smoothing: float = 0.0,
+    name_ids: np.ndarray | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross-entropy over the answer tokens of the global batch.
 
     Args:
       integer_smoothing: standard deviation, in bins, of the target over the integer tokens (soft
         labels for ordered classes; Diaz and Marathe, CVPR 2019). 0 is RT-2's plain one-hot target.
+      name_ids: adds `alignment.alignment_loss` over these names, for batches with patch labels.
 
     Returns:
       The loss (nats per token), and float32 [num_sources] sums by source: "loss" (nats), "correct"
@@ -71,27 +75,34 @@ def answer_loss(
     correct = (jnp.argmax(logits, axis=-1) == target) * weight
     by_source = _sums_by_source(batch["source"], num_sources, nats * weight, correct, weight)
     loss = jnp.sum(by_source["loss"]) / jnp.maximum(jnp.sum(by_source["tokens"]), 1.0)
-    if "patch_tokens" in batch:
-        loss += alignment_loss(model, params, image_tokens, batch["patch_tokens"])[0]
+    if name_ids is not None:
+        loss += alignment_loss(model, params, image_tokens, batch, name_ids).loss
     return loss, by_source
 
 
-def patch_word_loss(
-    model: Vla, params: Params, batch: dict[str, jax.Array], *, num_sources: int
+def patch_label_loss(
+    model: Vla,
+    params: Params,
+    batch: dict[str, jax.Array],
+    *,
+    num_sources: int,
+    name_ids: np.ndarray,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`alignment_loss` alone, for training the image encoder before the decoder.
+    """`alignment.alignment_loss` alone, for training the image encoder before the decoder.
 
     Returns:
-      The loss, and sums by source as `answer_loss` does, over patches that show a thing.
+      The loss, and sums by source as `answer_loss` does, over patches that show a thing: "loss" of
+      the words, "correct" if the likeliest word is one of the name's.
     """
     image_tokens = run_model(model, params, batch["images"], method="image_tokens")
-    loss, (nats, correct, thing) = alignment_loss(
-        model,
-        params,
-        image_tokens,
-        batch["patch_tokens"],
+    found = alignment_loss(model, params, image_tokens, batch, name_ids)
+    return found.loss, _sums_by_source(
+        batch["source"],
+        num_sources,
+        found.word_nats * found.thing,
+        found.correct * found.thing,
+        found.thing,
     )
-    return loss, _sums_by_source(batch["source"], num_sources, nats * thing, correct * thing, thing)
 
 
 def _sums_by_source(
@@ -104,63 +115,6 @@ def _sums_by_source(
         "samples": jnp.ones(weight.shape[0], jnp.float32),
     }
     return {k: jax.ops.segment_sum(v, source, num_sources) for k, v in per_row.items()}
-
-
-ALIGNMENT_SCALE = 20.0
-"""Times the cosine between a patch and a word: their logit."""
-
-
-def alignment_loss(
-    model: Vla,
-    params: Params,
-    image_tokens: jax.Array,
-    patch_tokens: jax.Array,
-    *,
-    background_id: int = 0,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Cross-entropy of the words of what a patch shows, read off its image token.
-
-    Image tokens share the space of word embeddings, so the embedding table is the classifier and no
-    parameter is added (patch-aligned training, arXiv 2212.04994, with cross-entropy). It gets the
-    decoder across the plateau before grounding: looking for "dog" becomes comparing like with like.
-    Cosines, because attention sees normed inputs: with plain products the loss also falls when all
-    words drift away from all pictures together, and a patch is no closer to its word. Words are
-    rolled by half the width: what is most like a word shall be its picture, not the word itself,
-    or attention would have to unlearn that (see `models.presets.DecoderConfig`).
-
-    Args:
-      image_tokens: [B, P, D].
-      patch_tokens: int32 [B, P, W], up to W tokens of the name, -1 for none. Patches whose tokens
-        are all -1 do not count.
-      background_id: the first token of a patch that shows nothing.
-
-    Returns:
-      Mean over words, then over patches, in nats; things and background are averaged apart and
-      added, since most patches are background. Then, float32 [B, P] each: nats per patch, whether
-      the likeliest word is one of the name's, and whether the patch shows a thing.
-    """
-    table = _unit(params["llm"]["embedder"]["input_embedding"])
-    table = jnp.roll(table, table.shape[1] // 2, axis=1)
-    cosine = jnp.einsum("BPD,VD->BPV", _unit(image_tokens.astype(jnp.float32)), table)
-    logits = ALIGNMENT_SCALE * cosine
-    if model.config.decoder.integer_rows is not None:
-        # Never an answer here: all pushed the same way, they would end as one and the same vector.
-        first, last = model.config.decoder.integer_rows
-        logits = logits.at[..., first:last].set(-jnp.inf)
-    log_p = jax.nn.log_softmax(logits, axis=-1)
-    there = patch_tokens >= 0
-    word = jnp.take_along_axis(log_p, jnp.where(there, patch_tokens, 0), axis=-1)
-    words = jnp.sum(there, axis=-1)
-    nats = -jnp.sum(word * there, axis=-1) / jnp.maximum(words, 1)
-    nothing = patch_tokens[..., 0] == background_id
-    thing = (words > 0) & ~nothing
-    correct = jnp.any(jnp.argmax(log_p, axis=-1)[..., None] == patch_tokens, axis=-1)
-    means = [jnp.sum(nats * group) / jnp.maximum(jnp.sum(group), 1) for group in (thing, nothing)]
-    return means[0] + means[1], (nats, correct.astype(jnp.float32), thing.astype(jnp.float32))
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
 
 def _smoothed_target_logit(
