@@ -31,6 +31,7 @@ import numpy as np
 
 from vla_jax.corpus.concepts import SPLITS
 from vla_jax.corpus.dataset import Corpus
+from vla_jax.corpus.patches import GRIPPER
 from vla_jax.corpus.pictures import COLORS, PictureBank
 from vla_jax.data.packing import pack_row
 from vla_jax.data.sequence import SequenceBuilder
@@ -84,7 +85,7 @@ def _name_ids(vocabulary: Vocabulary) -> np.ndarray:
     bank = PictureBank()
     shown = (split for split in SPLITS if split != "nowhere")
     names = [bank.name(key) for split in shown for key in bank.concepts(split)]
-    names += [f"{color} mat" for color in COLORS]
+    names += [GRIPPER, *(f"{color} mat" for color in COLORS)]
     ids = {i for name in names for i in vocabulary.encode(name)[:WORDS]}
     return np.array([vocabulary.pad_id, *sorted(ids)], np.int32)
 

@@ -115,7 +115,16 @@ class TrainingRun:
             max_answer_tokens=self.config.data.max_answer_tokens,
             num_sources=len(self.sources),
             integer_smoothing=self.config.train.integer_smoothing,
+            exact_integers=self._levels,
         )
+
+    @property
+    def _levels(self) -> int:
+        """Most levels of a discrete action dimension; integers 0 .. levels - 1 stand for them."""
+        tokenizer = self.builder.action_tokenizer
+        if tokenizer is None:
+            return 0
+        return max((d.levels or 0 for d in tokenizer.spec.dimensions), default=0)
 
     def meta(self, step: int) -> CheckpointMeta:
         return CheckpointMeta(

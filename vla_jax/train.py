@@ -1,7 +1,7 @@
 """Trains a model: `python -m vla_jax.train --config=configs/demo_cotrain.py --workdir=out/run`.
 
 Any config key can be overridden: `--config.train.steps=100`. Run again with the same --workdir to
-resume after an interruption.
+resume after an interruption. On several hosts, start it on each: see `sharding.distributed`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from vla_jax import config as config_lib
 from vla_jax.build import build_training
 from vla_jax.checkpoints.manager import Checkpoints
 from vla_jax.config import Config
+from vla_jax.sharding.distributed import join_processes
 from vla_jax.training.flops import matmul_flops_per_s, train_flops_per_sample
 from vla_jax.training.loop import fit
 from vla_jax.training.metrics import MetricWriter
@@ -31,20 +32,26 @@ def train(config: Config, workdir: str) -> TrainState:
     directory = Path(workdir)
     _require_writable(directory)
     run = build_training(config)
+
+    def print_line(line: str) -> None:
+        if jax.process_index() == 0:
+            print(line, flush=True)
+
     with Checkpoints(directory, config.train.keep_checkpoints) as checkpoints:
         if checkpoints.latest is None:
             state = run.fresh_state()
             count = sum(x.size for x in jax.tree.leaves(state["params"]))
-            print(
+            print_line(
                 f"fresh run: {count / 1e6:.2f} M parameters, init_from={config.train.init_from!r}"
             )
         else:
             state = run.restored_state(checkpoints)
-            print(f"resumed {directory} at step {int(state['step'])}")
+            print_line(f"resumed {directory} at step {int(state['step'])}")
         start = int(state["step"])
-        (directory / "config.json").write_text(config_lib.to_json(config))
+        if jax.process_index() == 0:
+            (directory / "config.json").write_text(config_lib.to_json(config))
         step = make_train_step(run.optimizer, run.shardings, run.mesh, run.loss_fn)
-        with MetricWriter(directory, start) as writer:
+        with MetricWriter(directory, start, active=jax.process_index() == 0) as writer:
             state = fit(
                 state,
                 step,
@@ -55,9 +62,10 @@ def train(config: Config, workdir: str) -> TrainState:
                 source_names=list(run.sources),
                 source_weights=[config.data.sources[name].weight for name in run.sources],
                 save=lambda step, state: checkpoints.save(state, run.meta(step)),
-                print_line=lambda line: print(line, flush=True),
+                print_line=print_line,
             )
-    _write_speed(config, directory)
+    if jax.process_index() == 0:
+        _write_speed(config, directory)
     return state
 
 
@@ -78,7 +86,7 @@ def _write_speed(config: Config, directory: Path) -> None:
 def _require_writable(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".writable"
+        probe = directory / f".writable.{jax.process_index()}"
         probe.touch()
         probe.unlink()
     except OSError as e:
@@ -87,6 +95,7 @@ def _require_writable(directory: Path) -> None:
 
 def main() -> None:
     """Parses the command line and trains."""
+    join_processes()
     config_lib.run_main(
         train, workdir="directory for checkpoints, metrics and config; made if missing"
     )

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from vla_jax.corpus.dataset import Corpus
-from vla_jax.corpus.patches import NOTHING, patch_labels
+from vla_jax.corpus.patches import GRIPPER, NOTHING, patch_labels
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.corpus.questions import QuestionMaker
-from vla_jax.corpus.scenes import Mat, Placed, Scene, View
+from vla_jax.corpus.scenes import Gripper, Mat, Placed, Scene, View
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,18 @@ def test_names_of_a_scene_laid_out_by_hand(bank):
         [none, of_dog, of_dog],
         [of_mat, of_dog, none],
     ]
+
+
+def test_a_gripper_is_marked_where_nothing_else_is(bank):
+    dog = _placed("dog", (0.0, 16.0, 16.0, 32.0))
+    view = View(48, True, 1.0)
+    names, places = patch_labels(
+        Scene(view, (dog,), (), Gripper((40.0, 24.0), 14.0, 8.0)), bank, 48, 16
+    )
+    assert names == [NOTHING, "dog", NOTHING, NOTHING, GRIPPER, NOTHING, NOTHING, GRIPPER, NOTHING]
+    assert places[[4, 7]].tolist() == [[213, 128]] * 2
+    low, _ = patch_labels(Scene(view, (dog,), (), Gripper((8.0, 24.0), 2.0, 8.0)), bank, 48, 16)
+    assert low == [NOTHING, "dog", *[NOTHING] * 7]
 
 
 def test_the_patch_under_each_centre_has_the_thing_or_its_neighbour(bank):

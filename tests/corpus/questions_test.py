@@ -105,6 +105,34 @@ def test_offsets_are_signed_and_symmetric(maker: QuestionMaker):
     assert offset_pieces((SIZE, SIZE), (0, 0), SIZE) == "<001><001>"
 
 
+def test_reaching_is_from_the_gripper_and_ends_at_a_quarter_of_the_image(maker: QuestionMaker):
+    clipped = 0
+    for sample in _samples(maker, "reach", 200):
+        places = _centers(sample) | {
+            f"{m.color} mat": np.array(m.center) / SIZE for m in sample.scene.mats
+        }
+        (target,) = _mentioned(sample)
+        assert sample.scene.gripper is not None
+        way = places[target] - np.array(sample.scene.gripper.dot) / SIZE
+        clipped += int((np.abs(way) > 0.25).any())
+        got = (np.array(_integers(sample.answer)) - 128) / 127 / 4
+        np.testing.assert_allclose(got, np.clip(way, -0.25, 0.25), atol=0.5 / 508 + 1e-9)
+    assert 0 < clipped < 200
+    for sample in _samples(maker, "gripper", 50):
+        assert sample.scene.gripper is not None
+        assert tuple(_integers(sample.answer)) == point_bins(sample.scene.gripper.dot, SIZE)
+
+
+def test_several_questions_about_a_thing_shown_twice_do_not_ask_where_it_is(maker: QuestionMaker):
+    rng, asked = random.Random(0), 0
+    while asked < 50:
+        scene = maker.make_task("count", rng).scene
+        keys = [o.key for o in scene.objects]
+        for sample in maker.make_about(scene, 6, rng) if len(set(keys)) < len(keys) else ():
+            assert sample.task in ("point_mat", "count", "present", "gripper")
+            asked += 1
+
+
 def test_which_is_where_it_says(maker: QuestionMaker):
     seen = set()
     for sample in _samples(maker, "which", 300):
@@ -240,10 +268,11 @@ def test_mixture(maker: QuestionMaker):
     rng = random.Random(0)
     samples = [maker.make(rng) for _ in range(3000)]
     tasks = [s.task for s in samples]
-    assert 0.28 < np.mean([t == "point" for t in tasks]) < 0.36
+    assert 0.22 < np.mean([t == "point" for t in tasks]) < 0.29
     places = ("point", "point_mat", "point_category", "point_number", "detect", "offset",
-              "which", "relation", "name_at")  # fmt: skip
-    assert 0.58 < np.mean([t in places for t in tasks]) < 0.72
+              "which", "relation", "name_at", "gripper", "reach")  # fmt: skip
+    assert 0.15 < np.mean([t == "reach" for t in tasks]) < 0.23
+    assert 0.66 < np.mean([t in places for t in tasks]) < 0.80
     keys = [o.key for s in samples for o in s.scene.objects]
     background = np.mean([maker.bank.concept(k).split == "background" for k in keys])
     assert 0.2 < background < 0.35

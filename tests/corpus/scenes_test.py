@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
@@ -100,6 +101,23 @@ def test_paint_is_a_function_of_scene_and_rng(bank: PictureBank):
     assert first.shape == (112, 112, 3) and first.dtype == np.uint8
     np.testing.assert_array_equal(first, second)
     assert (first != other).any()
+
+
+def test_a_gripper_is_over_its_dot(bank: PictureBank, monkeypatch: pytest.MonkeyPatch):
+    """A dot is painted where the scene says, and everything else above it."""
+    monkeypatch.setattr(paint, "_finish", lambda canvas, _: np.asarray(canvas))
+    painter = Painter(bank)
+    for i in range(60):
+        rng = random.Random(i)
+        scene = compose(rng, ["dog", "red block"], bank, size=112, table=True, gripper=True)
+        bare = dataclasses.replace(scene, gripper=None)
+        assert scene.gripper is not None
+        with_it, without = (painter.paint(s, random.Random(1)) for s in (scene, bare))
+        changed = (with_it != without).any(-1)
+        y, x = scene.gripper.dot
+        assert changed[int(y), int(x)]
+        assert y <= np.nonzero(changed)[0].max() + 1 <= y + 4
+    assert all(s.gripper is None for s in _scenes(bank, 60) if not s.view.table)
 
 
 def test_noise_stays_in_range(monkeypatch: pytest.MonkeyPatch):

@@ -10,12 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from vla_jax.corpus.pictures import COLORS, PictureBank
-from vla_jax.corpus.scenes import Mat, Placed, Scene, View, corners
+from vla_jax.corpus.scenes import Gripper, Mat, Placed, Scene, View, corners
 
 Color = tuple[int, int, int]
 
 _LEVELS = (16, 20, 26, 34, 46, 72)  # pictures are kept at these sizes, warped from the next
 _TEXTURES = 72
+_DOTS: tuple[Color, ...] = ((255, 60, 60), (90, 255, 90), (250, 250, 250))
 _SPARE_PX = 48  # a texture is this much larger than the image; a random part of it is used
 _WOODS: tuple[tuple[Color, Color], ...] = (
     ((205, 170, 125), (160, 120, 80)),
@@ -52,8 +53,8 @@ class Painter:
                 _draw_tile(draw, placed, flatten, rng)
             if self._bank.category(placed.key) != "block":
                 self._paste_picture(canvas, placed, flatten)
-        if rng.random() < (0.35 if scene.view.table else 0.1):
-            _gripper(draw, rng, scene)
+        if scene.gripper is not None:
+            _draw_gripper(draw, scene.gripper, scene.view, rng)
         return _finish(canvas, rng)
 
     def _paste_picture(self, canvas: Image.Image, placed: Placed, flatten: float) -> None:
@@ -224,34 +225,30 @@ def _rod(draw: ImageDraw.ImageDraw, rng: random.Random, size: int, color: Color)
     draw.line(ends, fill=color, width=rng.randint(1, max(2, size // 16)))
 
 
-def _gripper(draw: ImageDraw.ImageDraw, rng: random.Random, scene: Scene) -> None:
-    """Two fingers and a palm, like a gripper from above; never over the middle of an object."""
-    size = scene.view.size
-    k = size / 112
-    for _ in range(4):
-        y, x = rng.uniform(0.0, size), rng.uniform(0.0, size)
-        half, thick = rng.uniform(4, 11) * k, rng.uniform(1.5, 4.5) * k
-        finger, palm = rng.uniform(4, 14) * k, rng.uniform(4, 12) * k
-        arm = rng.random() < 0.6
-        reach_y0 = -9.0 if arm else y - palm
-        clear = all(
-            not (
-                reach_y0 - 2 < o.center[0] < y + finger + 2
-                and x - half - thick - 2 < o.center[1] < x + half + thick + 2
-            )
-            for o in scene.objects
-        )
-        if not clear:
-            continue
-        grey = rng.choice((30, 60, 110, 170, 220))
-        color = _vary(rng, (grey, grey, grey) if rng.random() < 0.7 else _any_color(rng), 20)
-        dark = _scaled(color, 0.7)
-        if arm:
-            draw.rectangle((x - half * 0.6, -99, x + half * 0.6, y - palm), fill=dark)
-        draw.rectangle((x - half - thick, y - palm, x + half + thick, y), fill=color)
-        for edge in (x - half - thick, x + half):
-            draw.rectangle((edge, y, edge + thick, y + finger), fill=dark)
-        return
+def _draw_gripper(
+    draw: ImageDraw.ImageDraw, gripper: Gripper, view: View, rng: random.Random
+) -> None:
+    """Two fingers, a palm with a wrist above them, and the dot below."""
+    k = view.size / 112
+    y, x = gripper.dot
+    half, thick = gripper.half_px, rng.uniform(2.0, 4.5) * k
+    tip = y - gripper.lift_px
+    finger, palm = rng.uniform(6.0, 11.0) * k, rng.uniform(2.5, 5.5) * k
+    color = _vary(rng, (225, 25, 180) if rng.random() < 0.6 else _any_color(rng), 25)
+    dark = _scaled(color, rng.uniform(0.55, 0.85))
+    bright = _vary(rng, (40, 250, 240) if rng.random() < 0.7 else rng.choice(_DOTS), 10)
+    r = rng.uniform(1.2, 2.3) * k
+    draw.ellipse((x - r, y - r * view.flatten, x + r, y + r * view.flatten), fill=bright)
+    top = tip - finger
+    if rng.random() < 0.5:  # a bar from finger to finger
+        draw.rectangle((x - half, top - palm / 2, x + half, top), fill=dark)
+    for edge in (x - half - thick / 2, x + half - thick / 2):
+        draw.rectangle((edge, top, edge + thick, tip), fill=color)
+        draw.rectangle((edge, tip - 2.0 * k, edge + thick, tip), fill=dark)
+    draw.rectangle((x - palm, top - palm, x + palm, top + palm * 0.7), fill=color)
+    wrist = rng.uniform(1.2, 2.5) * k
+    above = top - palm - rng.uniform(3.0, 9.0) * k
+    draw.rectangle((x - wrist, above, x + wrist, top), fill=dark)
 
 
 _NOISES = 16

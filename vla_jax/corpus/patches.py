@@ -8,9 +8,10 @@ import numpy as np
 
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.corpus.questions import point_bins
-from vla_jax.corpus.scenes import Box, Scene
+from vla_jax.corpus.scenes import Box, Gripper, Scene
 
 NOTHING = ""
+GRIPPER = "gripper"
 
 
 class PatchLabels(NamedTuple):
@@ -29,7 +30,8 @@ def patch_labels(scene: Scene, bank: PictureBank, size: int, patch: int) -> Patc
     """Labels each patch with the thing that covers most of it.
 
     A picture counts from a quarter of the patch on, a mat ("red mat") from half of it; pictures lie
-    on top of mats.
+    on top of mats. A gripper counts where its palm is, where its dot is, and between its fingers,
+    unless there is a picture.
 
     Args:
       size, patch: side of the image and of a patch, pixels.
@@ -39,15 +41,29 @@ def patch_labels(scene: Scene, bank: PictureBank, size: int, patch: int) -> Patc
     which = np.full((side, side), -1)
     things = [(f"{mat.color} mat", mat.center) for mat in scene.mats]
     things += [(bank.name(thing.key), thing.center) for thing in scene.objects]
+    if scene.gripper is not None:
+        things.append((GRIPPER, scene.gripper.dot))
     for number, mat in enumerate(scene.mats):
         _cover(which, best, number, _overlap(mat.box, side, patch), 0.5)
     best[:] = 0
     for number, thing in enumerate(scene.objects, len(scene.mats)):
         _cover(which, best, number, _overlap(thing.box, side, patch), 0.25)
+    if scene.gripper is not None:
+        _mark_gripper(which, scene.gripper, len(things) - 1, size, patch)
     numbers = which.reshape(-1)
     names = [things[n][0] if n >= 0 else NOTHING for n in numbers]
     places = [point_bins(things[n][1], size) if n >= 0 else (-1, -1) for n in numbers]
     return PatchLabels(names, np.asarray(places, np.int32))
+
+
+def _mark_gripper(which: np.ndarray, gripper: Gripper, number: int, size: int, patch: int) -> None:
+    y, x = gripper.dot
+    tip = y - gripper.lift_px
+    pictures = which >= 0
+    for row, column in ((y, x), (tip - 0.03 * size, x), (tip - 0.08 * size, x)):
+        place = tuple(min(len(which) - 1, max(0, int(v // patch))) for v in (row, column))
+        if row >= 0 and not pictures[place]:
+            which[place] = number
 
 
 def _cover(

@@ -2,7 +2,9 @@
 
 Coordinates are integer pieces `<000>` .. `<255>`, y first: piece i is the i-th of 256 equal bins of
 the image. An offset is two signed pieces, 128 + round(127 * (target - source) / image size): 128
-means none, 129 one 127th of the image down or right, 1 and 255 the whole image.
+means none, 129 one 127th of the image down or right, 1 and 255 the whole image. How a gripper
+should move to reach a thing is said four times as finely: 1 and 255 are a quarter of the image or
+more.
 
 `QuestionMaker.make` picks the task by weight; each task builds the scene it needs.
 """
@@ -21,6 +23,8 @@ from vla_jax.text.prompts import question_prompt
 
 OFFSET_UNITS = 127
 """Offset pieces from none to the whole image."""
+REACH_SHARE = 0.25
+"""Share of the image that 127 pieces are in answers to where a gripper should move."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,8 +60,8 @@ def box_pieces(box: Box, size: int) -> str:
     return point_pieces(box[:2], size) + point_pieces(box[2:], size)
 
 
-def offset_pieces(source: Point, target: Point, size: int) -> str:
-    """`<dy><dx>` from `source` to `target`; see the module's docstring."""
+def offset_pieces(source: Point, target: Point, size: float) -> str:
+    """`<dy><dx>` from `source` to `target`; see the module's docstring. `size` is 127 pieces."""
     return "".join(
         piece(128 + min(OFFSET_UNITS, max(-OFFSET_UNITS, round(OFFSET_UNITS * (t - s) / size))))
         for s, t in zip(source, target, strict=True)
@@ -247,6 +251,26 @@ def _offset(maker: QuestionMaker, rng: random.Random) -> Sample:
     return maker.sample(scene, "offset", question, offset_pieces(source.center, target, maker.size))
 
 
+def _gripper(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+    scene = maker.scene(rng, 1, 4, table=True, gripper=True)
+    if scene.gripper is None:
+        return None
+    asked = rng.choice(POINT_PHRASES).format("the gripper")
+    return maker.sample(scene, "gripper", asked, point_pieces(scene.gripper.dot, maker.size))
+
+
+def _reach(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+    scene = maker.scene(rng, 1, 4, table=True, gripper=True)
+    if scene.gripper is None:
+        return None
+    places = [(maker.bank.name(o.key), o.center) for o in scene.objects]
+    places += [(f"{m.color} mat", m.center) for m in scene.mats if m.under is None]
+    name, target = rng.choice(places)
+    asked = rng.choice(("how does the gripper reach the {}?", "move the gripper to the {}"))
+    answer = offset_pieces(scene.gripper.dot, target, maker.size * REACH_SHARE)
+    return maker.sample(scene, "reach", asked.format(name), answer)
+
+
 def _which(maker: QuestionMaker, rng: random.Random) -> Sample | None:
     scene = maker.scene(rng, 2, 4)
     source = rng.choice(scene.objects)
@@ -429,6 +453,8 @@ _TASKS: dict[str, Callable[[QuestionMaker, random.Random], Sample | None]] = {
     "point_mat": _point_mat,
     "detect": _detect,
     "offset": _offset,
+    "gripper": _gripper,
+    "reach": _reach,
     "which": _which,
     "relation": _relation_word,
     "name_at": _name_at,
@@ -446,6 +472,8 @@ TASK_WEIGHTS = {
     "point_mat": 6,
     "detect": 6,
     "offset": 9,
+    "gripper": 3,
+    "reach": 25,
     "which": 5,
     "relation": 3,
     "name_at": 5,
@@ -457,17 +485,21 @@ TASK_WEIGHTS = {
     "numbers": 4,
     "present": 3,
 }
-"""Relative weights. Tasks that name or find places are about 65%; half of "category" points."""
+"""Relative weights. Tasks that find places are about 73%, a fifth of all is about a gripper: as in
+PaLM-E's mixture (arXiv 2303.03378), some web data is about what a robot sees, none about what one
+did."""
 
 _TASK_NAMES = tuple(TASK_WEIGHTS)
 _CUMULATIVE = [sum(list(TASK_WEIGHTS.values())[: i + 1]) for i in range(len(TASK_WEIGHTS))]
 
 _ABOUT_ANY = (
     *("point", "point_mat", "detect", "offset", "which", "relation", "name_at", "caption"),
-    *("color", "present", "category", "count", "numbers"),
+    *("color", "present", "category", "count", "numbers", "gripper", "reach"),
 )
-_ABOUT_CROWD = ("point", "point_mat", "detect", "offset", "name_at", "present")
-_ABOUT_REPEATED = ("point_mat", "count", "present")
+_ABOUT_CROWD = (
+    *("point", "point_mat", "detect", "offset", "name_at", "present", "gripper", "reach"),
+)
+_ABOUT_REPEATED = ("point_mat", "count", "present", "gripper")
 _NEED_SEVERAL = ("offset", "which", "relation", "name_at", "category", "count", "numbers")
 _ABOUT_SEVERAL = ("offset", "which", "relation", "name_at")
 """Tasks that can ask about any scene, about a crowd, about one that shows a thing twice, and those

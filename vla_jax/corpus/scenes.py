@@ -79,12 +79,28 @@ class Mat:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Gripper:
+    """A robot's gripper over a table, with a light dot on what is straight below it.
+
+    Attributes:
+      dot: (y, x) of the dot: where it would touch down. Its "place" in questions.
+      lift_px: how much higher in the image the fingertips are.
+      half_px: from the middle to each finger.
+    """
+
+    dot: Point
+    lift_px: float
+    half_px: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Scene:
     """What is where. Everything a question can ask about."""
 
     view: View
     objects: tuple[Placed, ...]
     mats: tuple[Mat, ...]
+    gripper: Gripper | None = None
 
     def index_of(self, key: str) -> int:
         """Raises ValueError unless exactly one object shows the concept."""
@@ -120,6 +136,7 @@ def compose(
     table: bool | None = None,
     empty_mats: int | None = None,
     crowd: bool = False,
+    gripper: bool | None = None,
 ) -> Scene:
     """Places `keys` without overlap.
 
@@ -128,12 +145,15 @@ def compose(
       empty_mats: number of plain mats with nothing on them; None: sometimes one or two. Fewer are
         placed if there is no room.
       crowd: leave out what does not fit, rather than make everything smaller.
+      gripper: whether a robot's gripper is in the picture; None: over most of the tables.
     """
     if table is None:
         table = rng.random() < 0.55
     for attempt in range(12):
         scene = _try_compose(rng, keys, bank, size, table, empty_mats, crowd, 0.93**attempt)
         if scene is not None:
+            if gripper or (gripper is None and table and rng.random() < 0.6):
+                scene = dataclasses.replace(scene, gripper=_gripper(rng, scene))
             return scene
     raise ValueError(
         f"{len(keys)} pictures do not fit into {size} px: ask for fewer or more pixels"
@@ -189,6 +209,23 @@ def _try_compose(
             taken.append((*spot, side * 0.56))
             mats.append(_mat(rng, mat_colors.pop(), spot, side, view, None))
     return Scene(view, tuple(objects), tuple(mats))
+
+
+def _gripper(rng: random.Random, scene: Scene) -> Gripper:
+    """Anywhere, or just above a thing; never so low above one that it would hide it."""
+    size = scene.view.size
+    k = size / 112
+    low, high = 0.08 * size, 0.92 * size
+    dot = rng.uniform(0.2 * size, high), rng.uniform(low, high)
+    over = scene.objects and rng.random() < 0.3
+    if over:
+        thing = rng.choice(scene.objects)
+        dot = tuple(
+            min(0.97 * size, max(0.03 * size, v + rng.gauss(0.0, 4.0 * k))) for v in thing.anchor
+        )
+    near = min((math.dist(dot, o.anchor) - o.side_px for o in scene.objects), default=size)
+    lift = rng.uniform(9.0 * k if near < 4.0 * k else 0.0, 15.0 * k)
+    return Gripper(dot, lift, rng.uniform(6.0, 17.0) * k)  # pyright: ignore[reportArgumentType]
 
 
 def _dress(

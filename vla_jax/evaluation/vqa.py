@@ -23,6 +23,8 @@ NAMING_TASKS = ("name", "caption")
 """Tasks whose answers are names; counted apart from the questions."""
 POINT_TOLERANCE = 0.06
 """A point is right within this share of the image's side, as near as half a small object."""
+OFFSET_UNITS = {"offset": 1 / 127, "reach": 1 / 508}
+"""Tasks whose answers are distances: what one integer piece is, as a share of the image's side."""
 EXAMPLES_PER_TASK = 1  # right ones, and as many wrong ones
 CONFUSIONS_PER_TASK = 8
 MATRIX_LABELS = 10
@@ -95,8 +97,8 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> float:
 class VqaEvaluator:
     """Exact match, naming, pointing and boxes over held-out samples.
 
-    A sample's kind follows from its true answer: two integer pieces are a point (task "offset": a
-    distance), four a box, all else text.
+    A sample's kind follows from its true answer: two integer pieces are a point (in
+    `OFFSET_UNITS`: a distance), four a box, all else text.
 
     Args:
       batches: starts one pass over the samples.
@@ -168,8 +170,7 @@ class _Scorer:
         return right
 
     def _add_point(self, task: str, truth: np.ndarray, guess: np.ndarray | None, side: int) -> bool:
-        # A place is a bin of 1/256 of the side; an offset counts 1/127 of it.
-        unit = 1 / 127 if task == "offset" else 1 / 256
+        unit = OFFSET_UNITS.get(task, 1 / 256)
         if guess is None:
             error = float("nan")
             right = False
@@ -320,7 +321,7 @@ _TRUE, _SAID = (20, 150, 90), (214, 48, 49)
 def _save(path: Path, image: np.ndarray, task: str, truth: str, said: str) -> None:
     """The picture; if the answer is a place, with the true one in green and the said one in red."""
     places, guess = integer_pieces(truth), integer_pieces(said)
-    if places is None or len(places) not in (2, 4) or task == "offset":
+    if places is None or len(places) not in (2, 4) or task in OFFSET_UNITS:
         save_png(path, image)
         return
     marked = Marked(image)

@@ -51,6 +51,7 @@ def answer_loss(
     max_answer_tokens: int,
     num_sources: int,
     integer_smoothing: float = 0.0,
+    exact_integers: int = 0,
     name_ids: np.ndarray | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross-entropy over the answer tokens of the global batch.
@@ -58,6 +59,8 @@ def answer_loss(
     Args:
       integer_smoothing: standard deviation, in bins, of the target over the integer tokens (soft
         labels for ordered classes; Diaz and Marathe, CVPR 2019). 0 is RT-2's plain one-hot target.
+      exact_integers: the first so many integers keep one-hot targets: those that stand for the
+        levels of a discrete action dimension, where 1 is not nearly 0.
       name_ids: adds `alignment.alignment_loss` over these names, for batches with patch labels.
 
     Returns:
@@ -67,7 +70,9 @@ def answer_loss(
     """
     logits, target, in_loss, image_tokens = answer_logits(model, params, batch, max_answer_tokens)
     if integer_smoothing:
-        target_logit = _smoothed_target_logit(model, logits, target, integer_smoothing)
+        target_logit = _smoothed_target_logit(
+            model, logits, target, integer_smoothing, exact_integers
+        )
     else:
         target_logit = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
     nats = jax.nn.logsumexp(logits, axis=-1) - target_logit
@@ -118,7 +123,7 @@ def _sums_by_source(
 
 
 def _smoothed_target_logit(
-    model: Vla, logits: jax.Array, target: jax.Array, deviation: float
+    model: Vla, logits: jax.Array, target: jax.Array, deviation: float, exact_integers: int
 ) -> jax.Array:
     """Expected logit [B, K] under the soft target: for integers a Gaussian round them."""
     rows = model.config.decoder.integer_rows
@@ -131,4 +136,4 @@ def _smoothed_target_logit(
     apart = (target[..., None] - first - jnp.arange(last - first)).astype(jnp.float32)
     weight = jax.nn.softmax(-0.5 * jnp.square(apart / deviation), axis=-1)
     soft = jnp.sum(weight * logits[..., first:last], axis=-1)
-    return jnp.where((target >= first) & (target < last), soft, exact)
+    return jnp.where((target >= first + exact_integers) & (target < last), soft, exact)

@@ -21,9 +21,13 @@ class MetricWriter:
     Args:
       workdir: existing directory.
       start_step: the step that training (re)starts from.
+      active: False for all but one process of a job: it writes nothing.
     """
 
-    def __init__(self, workdir: Path, start_step: int):
+    def __init__(self, workdir: Path, start_step: int, *, active: bool = True):
+        self._active = active
+        if not active:
+            return
         path = workdir / "metrics.jsonl"
         kept = []
         if path.exists():
@@ -36,11 +40,15 @@ class MetricWriter:
         return self
 
     def __exit__(self, *_) -> None:
+        if not self._active:
+            return
         self._file.close()
         self._events.close()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Records scalars at `step` (updates finished so far)."""
+        if not self._active:
+            return
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]

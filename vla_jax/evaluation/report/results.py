@@ -21,6 +21,7 @@ from vla_jax.evaluation.report.markup import (
     table,
 )
 from vla_jax.evaluation.report.plots import Bar, bar_plot, heat_map
+from vla_jax.evaluation.vqa import OFFSET_UNITS
 
 EVALUATE = "python -m vla_jax.evaluate --workdir={}"
 POOLS = {"robot": "seen concepts", "web_only": "web-only concepts"}
@@ -353,7 +354,7 @@ def pointing(inputs: ReportInputs, figures: Figures) -> Markup:
                 task["malformed"],
             ]
             for task in result["tasks"]
-            if task["kind"] == "point" and task["task"] != "offset"
+            if task["kind"] == "point" and task["task"] not in OFFSET_UNITS
         ]
     shots: list[str] = []
     if inputs.pointing is not None:

@@ -60,13 +60,14 @@ def _start(card: dict[str, Any], figures: Figures) -> str:
     """The small VLM that training started from."""
     held_out = card.get("held_out", {})
     rows = [
-        [task.replace("_", " "), percent(share), n] for task, (share, n) in sorted(held_out.items())
+        [name.replace("_", " "), f"{value:.1f} px" if "_px/" in name else percent(value)]
+        for name, value in held_out.items()
     ]
     if not rows:
         return ""
     settings = card.get("settings", {})
     return figures.figure(
-        table(["task", "right", "n"], rows),
+        table(["measure", "value"], rows),
         f"The web-trained VLM that the last stage started from, on held-out pictures, before it "
         f"saw a robot: {card.get('samples', 0):,} samples ({card.get('step', '?')} updates of "
         f"{settings.get('batch_size', '?')}) on {card.get('device', '?')}; made by "
