@@ -46,11 +46,13 @@ def test_a_gripper_is_marked_where_nothing_else_is(bank):
     dog = _placed("dog", (0.0, 16.0, 16.0, 32.0))
     view = View(48, True, 1.0)
     names, places = patch_labels(
-        Scene(view, (dog,), (), Gripper((40.0, 24.0), 14.0, 8.0)), bank, 48, 16
+        Scene(view, (dog,), (), Gripper((40.0, 24.0), 14.0, 8.0, False)), bank, 48, 16
     )
     assert names == [NOTHING, "dog", NOTHING, NOTHING, GRIPPER, NOTHING, NOTHING, GRIPPER, NOTHING]
     assert places[[4, 7]].tolist() == [[213, 128]] * 2
-    low, _ = patch_labels(Scene(view, (dog,), (), Gripper((8.0, 24.0), 2.0, 8.0)), bank, 48, 16)
+    low, _ = patch_labels(
+        Scene(view, (dog,), (), Gripper((8.0, 24.0), 2.0, 8.0, False)), bank, 48, 16
+    )
     assert low == [NOTHING, "dog", *[NOTHING] * 7]
 
 

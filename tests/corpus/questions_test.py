@@ -113,14 +113,48 @@ def test_reaching_is_from_the_gripper_and_ends_at_a_quarter_of_the_image(maker: 
         }
         (target,) = _mentioned(sample)
         assert sample.scene.gripper is not None
-        way = places[target] - np.array(sample.scene.gripper.dot) / SIZE
+        down, right = places[target] - np.array(sample.scene.gripper.dot) / SIZE
+        way = np.array([right, -down])
         clipped += int((np.abs(way) > 0.25).any())
-        got = (np.array(_integers(sample.answer)) - 128) / 127 / 4
+        height, *moves = _integers(sample.answer)
+        assert abs(height / 127 / 4 - sample.scene.gripper.lift_px / SIZE) <= 0.5 / 508 + 1e-9
+        got = (np.array(moves) - 128) / 127 / 4
         np.testing.assert_allclose(got, np.clip(way, -0.25, 0.25), atol=0.5 / 508 + 1e-9)
     assert 0 < clipped < 200
     for sample in _samples(maker, "gripper", 50):
         assert sample.scene.gripper is not None
         assert tuple(_integers(sample.answer)) == point_bins(sample.scene.gripper.dot, SIZE)
+
+
+def test_what_a_gripper_is_over_and_whether_it_is_open(maker: QuestionMaker):
+    answers, held = [], []
+    for sample in _samples(maker, "over", 400):
+        assert sample.scene.gripper is not None
+        if sample.task == "holds":
+            held.append(sample.answer)
+            if sample.answer in ("yes", "no"):
+                holds = _mentioned(sample) == [sample.scene.gripper.holds]
+                assert (sample.answer == "yes") == holds
+            else:
+                assert sample.answer == sample.scene.gripper.holds
+            continue
+        dot = np.array(sample.scene.gripper.dot)
+        below = {
+            o.key
+            for o in sample.scene.objects
+            if (np.array(o.box[:2]) < dot).all() and (dot < np.array(o.box[2:])).all()
+        }
+        answers.append(sample.answer)
+        if sample.answer in ("yes", "no"):
+            (asked,) = _mentioned(sample)
+            assert (sample.answer == "yes") == (asked in below)
+        else:
+            assert below == ({sample.answer} if sample.answer != "nothing" else set())
+    assert {"yes", "no", "nothing"} < set(answers) and {"yes", "no"} < set(held)
+    for sample in _samples(maker, "grip", 60):
+        assert sample.scene.gripper is not None
+        wide = sample.scene.gripper.half_px > 10.5 * SIZE / 112
+        assert (sample.answer == "yes") == (wide and not sample.scene.gripper.holds)
 
 
 def test_several_questions_about_a_thing_shown_twice_do_not_ask_where_it_is(maker: QuestionMaker):
@@ -129,7 +163,7 @@ def test_several_questions_about_a_thing_shown_twice_do_not_ask_where_it_is(make
         scene = maker.make_task("count", rng).scene
         keys = [o.key for o in scene.objects]
         for sample in maker.make_about(scene, 6, rng) if len(set(keys)) < len(keys) else ():
-            assert sample.task in ("point_mat", "count", "present", "gripper")
+            assert sample.task in ("point_mat", "count", "present", "gripper", "grip")
             asked += 1
 
 
@@ -270,8 +304,8 @@ def test_mixture(maker: QuestionMaker):
     tasks = [s.task for s in samples]
     assert 0.22 < np.mean([t == "point" for t in tasks]) < 0.29
     places = ("point", "point_mat", "point_category", "point_number", "detect", "offset",
-              "which", "relation", "name_at", "gripper", "reach")  # fmt: skip
-    assert 0.15 < np.mean([t == "reach" for t in tasks]) < 0.23
+              "which", "relation", "name_at", "gripper", "reach", "over")  # fmt: skip
+    assert 0.10 < np.mean([t == "reach" for t in tasks]) < 0.23
     assert 0.66 < np.mean([t in places for t in tasks]) < 0.80
     keys = [o.key for s in samples for o in s.scene.objects]
     background = np.mean([maker.bank.concept(k).split == "background" for k in keys])

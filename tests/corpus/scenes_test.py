@@ -111,12 +111,18 @@ def test_a_gripper_is_over_its_dot(bank: PictureBank, monkeypatch: pytest.Monkey
         rng = random.Random(i)
         scene = compose(rng, ["dog", "red block"], bank, size=112, table=True, gripper=True)
         bare = dataclasses.replace(scene, gripper=None)
+        assert [m.under for m in scene.mats if m.under is not None] == [
+            i for m in scene.mats for i, o in enumerate(scene.objects) if o.mat == m.color
+        ]
         assert scene.gripper is not None
         with_it, without = (painter.paint(s, random.Random(1)) for s in (scene, bare))
         changed = (with_it != without).any(-1)
         y, x = scene.gripper.dot
-        assert changed[int(y), int(x)]
-        assert y <= np.nonzero(changed)[0].max() + 1 <= y + 4
+        held = [o.anchor for o in scene.objects if o.key == scene.gripper.holds]
+        assert held in ([], [(y - scene.gripper.lift_px, x)])
+        if not held:  # else the light falls on the block
+            assert changed[int(y), int(x)]
+            assert y <= np.nonzero(changed)[0].max() + 1 <= y + 13
     assert all(s.gripper is None for s in _scenes(bank, 60) if not s.view.table)
 
 

@@ -46,15 +46,21 @@ class Painter:
         shadows = rng.random() < 0.6
         for mat in scene.mats:
             _draw_mat(draw, mat, flatten, _vary(rng, COLORS[mat.color]))
-        for placed in sorted(scene.objects, key=lambda o: o.anchor[0]):
-            if shadows and (placed.height_px or not placed.tile):
+        gripper = scene.gripper
+        its_rng = random.Random(rng.getrandbits(32))  # all else is painted as without one
+        if gripper is not None and (gripper.holds or its_rng.random() < 0.6):
+            _shade(canvas, gripper, flatten, its_rng)
+        held = gripper.holds if gripper is not None else ""
+        # From back to front, and what is held over all.
+        for placed in sorted(scene.objects, key=lambda o: (o.key == held, o.anchor[0])):
+            if shadows and placed.key != held and (placed.height_px or not placed.tile):
                 _shadow(canvas, placed, flatten, light)
             if placed.tile:
                 _draw_tile(draw, placed, flatten, rng)
             if self._bank.category(placed.key) != "block":
                 self._paste_picture(canvas, placed, flatten)
-        if scene.gripper is not None:
-            _draw_gripper(draw, scene.gripper, scene.view, rng)
+        if gripper is not None:
+            _draw_gripper(draw, gripper, scene.view, its_rng)
         return _finish(canvas, rng)
 
     def _paste_picture(self, canvas: Image.Image, placed: Placed, flatten: float) -> None:
@@ -225,6 +231,20 @@ def _rod(draw: ImageDraw.ImageDraw, rng: random.Random, size: int, color: Color)
     draw.line(ends, fill=color, width=rng.randint(1, max(2, size // 16)))
 
 
+def _shade(canvas: Image.Image, gripper: Gripper, flatten: float, rng: random.Random) -> None:
+    """What a gripper keeps the light from, straight below it."""
+    width = int(rng.uniform(16, 24) * canvas.width / 112)
+    height = max(4, int(width * flatten))
+    y, x = gripper.dot
+    box = (int(x - width / 2), int(y - height / 2))
+    if rng.random() < 0.5:
+        canvas.paste((10, 10, 14), box, _blob(width, height, 150))
+    else:
+        mask = Image.new("L", (width, height), 0)
+        ImageDraw.Draw(mask).ellipse((0, 0, width - 1, height - 1), fill=rng.randint(70, 170))
+        canvas.paste((10, 10, 14), box, mask)
+
+
 def _draw_gripper(
     draw: ImageDraw.ImageDraw, gripper: Gripper, view: View, rng: random.Random
 ) -> None:
@@ -238,7 +258,8 @@ def _draw_gripper(
     dark = _scaled(color, rng.uniform(0.55, 0.85))
     bright = _vary(rng, (40, 250, 240) if rng.random() < 0.7 else rng.choice(_DOTS), 10)
     r = rng.uniform(1.2, 2.3) * k
-    draw.ellipse((x - r, y - r * view.flatten, x + r, y + r * view.flatten), fill=bright)
+    low = tip if gripper.holds else y  # the light falls on what is held
+    draw.ellipse((x - r, low - r * view.flatten, x + r, low + r * view.flatten), fill=bright)
     top = tip - finger
     if rng.random() < 0.5:  # a bar from finger to finger
         draw.rectangle((x - half, top - palm / 2, x + half, top), fill=dark)

@@ -3,7 +3,8 @@
 Coordinates are integer pieces `<000>` .. `<255>`, y first: piece i is the i-th of 256 equal bins of
 the image. An offset is two signed pieces, 128 + round(127 * (target - source) / image size): 128
 means none, 129 one 127th of the image down or right, 1 and 255 the whole image. How a gripper
-should move to reach a thing is said four times as finely: 1 and 255 are a quarter of the image or
+reaches a thing is three pieces, four times as fine: its height above its dot, then how far to the
+right and how far up the thing is from the dot, signed; 1 and 255 are a quarter of the image or
 more.
 
 `QuestionMaker.make` picks the task by weight; each task builds the scene it needs.
@@ -12,19 +13,20 @@ more.
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Callable, Sequence
 
 from vla_jax.corpus.concepts import LANGUAGES
 from vla_jax.corpus.phrases import CATEGORY_NOUNS, POINT_PHRASES, RELATED
 from vla_jax.corpus.pictures import PictureBank
-from vla_jax.corpus.scenes import Box, Placed, Point, Scene, compose
+from vla_jax.corpus.scenes import Box, Gripper, Placed, Point, Scene, compose
 from vla_jax.text.prompts import question_prompt
 
 OFFSET_UNITS = 127
 """Offset pieces from none to the whole image."""
 REACH_SHARE = 0.25
-"""Share of the image that 127 pieces are in answers to where a gripper should move."""
+"""Share of the image that 127 pieces are in answers to how a gripper reaches a thing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,12 +62,23 @@ def box_pieces(box: Box, size: int) -> str:
     return point_pieces(box[:2], size) + point_pieces(box[2:], size)
 
 
-def offset_pieces(source: Point, target: Point, size: float) -> str:
-    """`<dy><dx>` from `source` to `target`; see the module's docstring. `size` is 127 pieces."""
-    return "".join(
-        piece(128 + min(OFFSET_UNITS, max(-OFFSET_UNITS, round(OFFSET_UNITS * (t - s) / size))))
-        for s, t in zip(source, target, strict=True)
-    )
+def signed_piece(distance: float, limit: float) -> str:
+    """128 for 0, 255 for `limit` and more, 1 for `-limit` and less."""
+    units = round(OFFSET_UNITS * distance / limit)
+    return piece(128 + min(OFFSET_UNITS, max(-OFFSET_UNITS, units)))
+
+
+def offset_pieces(source: Point, target: Point, size: int) -> str:
+    """`<dy><dx>` from `source` to `target`; see the module's docstring."""
+    return "".join(signed_piece(t - s, size) for s, t in zip(source, target, strict=True))
+
+
+def reach_pieces(gripper: Gripper, target: Point, size: int) -> str:
+    """`<height><right><up>` of `target` for a gripper; see the module's docstring."""
+    limit = REACH_SHARE * size
+    height = piece(min(OFFSET_UNITS, round(OFFSET_UNITS * gripper.lift_px / limit)))
+    right, up = target[1] - gripper.dot[1], gripper.dot[0] - target[0]
+    return height + signed_piece(right, limit) + signed_piece(up, limit)
 
 
 RELATIONS = ("left of", "right of", "above", "below")
@@ -267,8 +280,47 @@ def _reach(maker: QuestionMaker, rng: random.Random) -> Sample | None:
     places += [(f"{m.color} mat", m.center) for m in scene.mats if m.under is None]
     name, target = rng.choice(places)
     asked = rng.choice(("how does the gripper reach the {}?", "move the gripper to the {}"))
-    answer = offset_pieces(scene.gripper.dot, target, maker.size * REACH_SHARE)
+    answer = reach_pieces(scene.gripper, target, maker.size)
     return maker.sample(scene, "reach", asked.format(name), answer)
+
+
+def _grip(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+    scene = maker.scene(rng, 1, 4, table=True, gripper=True)
+    if scene.gripper is None:
+        return None
+    asked = rng.choice(("is the gripper open?", "are the fingers open?"))
+    return maker.sample(scene, "grip", asked, "yes" if scene.gripper.open else "no")
+
+
+def _over(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+    """`is the gripper over the dog?`, or what it is over: where its dot is; or what it holds."""
+    scene = maker.scene(rng, 1, 4, table=True, gripper=True)
+    if scene.gripper is None:
+        return None
+    if scene.gripper.holds:
+        return _holds(maker, scene, rng)
+    y, x = scene.gripper.dot
+    things = [(maker.bank.name(o.key), o.box) for o in scene.objects]
+    below = [n for n, (y0, x0, y1, x1) in things if y0 < y < y1 and x0 < x < x1]
+    if rng.random() < 0.5:
+        answer = below[0] if len(below) == 1 else "nothing"
+        return maker.sample(scene, "over", "what is the gripper over?", answer)
+    near = min(scene.objects, key=lambda o: math.dist(o.center, scene.gripper.dot))
+    asked = near if rng.random() < 0.7 else rng.choice(scene.objects)
+    name = maker.bank.name(asked.key)
+    question = f"is the gripper over the {name}?"
+    return maker.sample(scene, "over", question, "yes" if name in below else "no")
+
+
+def _holds(maker: QuestionMaker, scene: Scene, rng: random.Random) -> Sample:
+    assert scene.gripper is not None
+    held = scene.gripper.holds
+    if rng.random() < 0.5:
+        name = maker.bank.name(held)
+        return maker.sample(scene, "holds", "what is the gripper holding?", name)
+    asked = held if rng.random() < 0.5 else rng.choice(scene.objects).key
+    question = f"is the gripper holding the {maker.bank.name(asked)}?"
+    return maker.sample(scene, "holds", question, "yes" if asked == held else "no")
 
 
 def _which(maker: QuestionMaker, rng: random.Random) -> Sample | None:
@@ -455,6 +507,8 @@ _TASKS: dict[str, Callable[[QuestionMaker, random.Random], Sample | None]] = {
     "offset": _offset,
     "gripper": _gripper,
     "reach": _reach,
+    "grip": _grip,
+    "over": _over,
     "which": _which,
     "relation": _relation_word,
     "name_at": _name_at,
@@ -473,7 +527,9 @@ TASK_WEIGHTS = {
     "detect": 6,
     "offset": 9,
     "gripper": 3,
-    "reach": 25,
+    "reach": 20,
+    "grip": 3,
+    "over": 9,
     "which": 5,
     "relation": 3,
     "name_at": 5,
@@ -495,11 +551,13 @@ _CUMULATIVE = [sum(list(TASK_WEIGHTS.values())[: i + 1]) for i in range(len(TASK
 _ABOUT_ANY = (
     *("point", "point_mat", "detect", "offset", "which", "relation", "name_at", "caption"),
     *("color", "present", "category", "count", "numbers", "gripper", "reach"),
+    *("grip", "over"),
 )
 _ABOUT_CROWD = (
     *("point", "point_mat", "detect", "offset", "name_at", "present", "gripper", "reach"),
+    *("grip", "over"),
 )
-_ABOUT_REPEATED = ("point_mat", "count", "present", "gripper")
+_ABOUT_REPEATED = ("point_mat", "count", "present", "gripper", "grip")
 _NEED_SEVERAL = ("offset", "which", "relation", "name_at", "category", "count", "numbers")
 _ABOUT_SEVERAL = ("offset", "which", "relation", "name_at")
 """Tasks that can ask about any scene, about a crowd, about one that shows a thing twice, and those

@@ -83,14 +83,18 @@ class Gripper:
     """A robot's gripper over a table, with a light dot on what is straight below it.
 
     Attributes:
-      dot: (y, x) of the dot: where it would touch down. Its "place" in questions.
+      dot: (y, x) of the table below it, where its shadow is. Its "place" in questions.
       lift_px: how much higher in the image the fingertips are.
       half_px: from the middle to each finger.
+      open: whether they are apart.
+      holds: key of the block between them, "" for none.
     """
 
     dot: Point
     lift_px: float
     half_px: float
+    open: bool
+    holds: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,7 +157,7 @@ def compose(
         scene = _try_compose(rng, keys, bank, size, table, empty_mats, crowd, 0.93**attempt)
         if scene is not None:
             if gripper or (gripper is None and table and rng.random() < 0.6):
-                scene = dataclasses.replace(scene, gripper=_gripper(rng, scene))
+                scene = _with_gripper(rng, scene)
             return scene
     raise ValueError(
         f"{len(keys)} pictures do not fit into {size} px: ask for fewer or more pixels"
@@ -211,13 +215,26 @@ def _try_compose(
     return Scene(view, tuple(objects), tuple(mats))
 
 
-def _gripper(rng: random.Random, scene: Scene) -> Gripper:
-    """Anywhere, or just above a thing; never so low above one that it would hide it."""
+def _with_gripper(rng: random.Random, scene: Scene) -> Scene:
+    """Anywhere, holding a block, or just above a thing; never so low above one that it hides it."""
     size = scene.view.size
     k = size / 112
     low, high = 0.08 * size, 0.92 * size
     dot = rng.uniform(0.2 * size, high), rng.uniform(low, high)
-    over = scene.objects and rng.random() < 0.3
+    blocks = [o for o in scene.objects if o.height_px]
+    if blocks and rng.random() < 0.3:
+        block = rng.choice(blocks)
+        lift = rng.uniform(0.0, 14.0) * k
+        gripper = Gripper(
+            dot, lift, block.side_px * rng.uniform(0.52, 0.62), open=False, holds=block.key
+        )
+        held = _moved(block, (dot[0] - lift, dot[1]))
+        others = (o for o in scene.objects if o is not block)
+        # It left its mat, and the others moved up in the order.
+        number = scene.objects.index(block)
+        mats = tuple(dataclasses.replace(m, under=_after(number, m.under)) for m in scene.mats)
+        return Scene(scene.view, (*others, held), mats, gripper)
+    over = scene.objects and rng.random() < 0.4
     if over:
         thing = rng.choice(scene.objects)
         dot = tuple(
@@ -225,7 +242,26 @@ def _gripper(rng: random.Random, scene: Scene) -> Gripper:
         )
     near = min((math.dist(dot, o.anchor) - o.side_px for o in scene.objects), default=size)
     lift = rng.uniform(9.0 * k if near < 4.0 * k else 0.0, 15.0 * k)
-    return Gripper(dot, lift, rng.uniform(6.0, 17.0) * k)  # pyright: ignore[reportArgumentType]
+    is_open = rng.random() < 0.5
+    half = rng.uniform(12.0, 17.0) if is_open else rng.uniform(5.0, 9.5)
+    gripper = Gripper(dot, lift, half * k, is_open)  # pyright: ignore[reportArgumentType]
+    return dataclasses.replace(scene, gripper=gripper)
+
+
+def _after(gone: int, index: int | None) -> int | None:
+    """What an index becomes when number `gone` is taken out."""
+    if index is None or index == gone:
+        return None
+    return index - (index > gone)
+
+
+def _moved(placed: Placed, anchor: Point) -> Placed:
+    """The same object elsewhere, on no mat."""
+    dy, dx = anchor[0] - placed.anchor[0], anchor[1] - placed.anchor[1]
+    y, x = placed.center
+    y0, x0, y1, x1 = placed.box
+    box = (y0 + dy, x0 + dx, y1 + dy, x1 + dx)
+    return dataclasses.replace(placed, center=(y + dy, x + dx), box=box, anchor=anchor, mat="")
 
 
 def _dress(

@@ -90,7 +90,7 @@ def alignment_loss(
     thing = (words > 0) & ~nothing
 
     integers = table[rows[0] : rows[1]]
-    place_nats = 0.0
+    place_nats = jnp.zeros_like(word_nats)
     for axis, roll in enumerate((width // 4, 3 * width // 4)):
         apart = batch["patch_places"][..., axis, None] - jnp.arange(len(integers))
         target = jax.nn.softmax(-0.5 * (apart / PLACE_DEVIATION) ** 2, axis=-1)

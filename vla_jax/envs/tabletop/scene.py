@@ -4,7 +4,8 @@ One compiled model serves every episode: a reset moves the slots and repaints th
 
 The gripper has no arm. Three slide and three hinge joints carry it, held by position servos; two
 fingers close along x with real contact and friction. A laser in its palm paints a dot on whatever
-is straight below, which tells the height from a single picture.
+is straight below, and a disc on the table stands in for the shadow that rendering leaves out: how
+far gripper and disc are apart tells the height from a single picture, also with a block in hand.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def scene_xml() -> str:
     <material name="floor" rgba="0.25 0.25 0.27 1" specular="0"/>
     <material name="palm" rgba="0.95 0.1 0.75 1" specular="0"/>
     <material name="finger" rgba="0.75 0.05 0.6 1" specular="0"/>
+    <material name="shadow" rgba="0.06 0.06 0.08 0.75" specular="0"/>
     <material name="laser" rgba="0.1 1 0.95 1" emission="1" specular="0"/>
     {textures}
   </asset>
@@ -104,6 +106,9 @@ def scene_xml() -> str:
     <geom name="table" type="box" size="{TABLE_HALF_M} {TABLE_HALF_M} 0.02" pos="0 0 -0.02"
       material="table" friction="0.6 0.02 0.001" condim="3"/>
     {blocks}{mats}
+    <body name="shadow" mocap="true" pos="0 0 0.0012">
+      <geom type="cylinder" size="0.034 0.0002" material="shadow" contype="0" conaffinity="0"/>
+    </body>
     <body name="laser" mocap="true" pos="0 0 0.0015">
       <geom type="cylinder" size="0.0065 0.0008" material="laser" contype="0" conaffinity="0"/>
     </body>

@@ -89,6 +89,7 @@ class World:
         self._block_bodies = [self._model.body(f"block{i}").id for i in range(scene.NUM_BLOCKS)]
         self._fingers = [self._model.body(side).id for side in ("left", "right")]
         self._laser = self._model.body("laser").mocapid[0]
+        self._shadow = self._model.body("shadow").mocapid[0]
         self.layout = Layout(())
         self.command = np.zeros(7)  # xyz, roll pitch yaw, closedness
 
@@ -134,7 +135,7 @@ class World:
             data.qpos[self._joint[side]] = scene.FINGER_TRAVEL_M
         data.ctrl[:] = self._servo_targets(self.command)
         mujoco.mj_step(model, data, 20)  # blocks settle
-        self._place_laser()
+        self._place_light()
 
     def _require_known(self, layout: Layout) -> None:
         for block in layout.blocks:
@@ -215,14 +216,14 @@ class World:
             mujoco.mj_step(self._model, self.data, 2)
         self.data.ctrl[:] = self._servo_targets(after)
         mujoco.mj_step(self._model, self.data, steps - len(way) // 2 * 2)
-        self._place_laser()
+        self._place_light()
 
     def _servo_targets(self, poses: np.ndarray) -> np.ndarray:
         """What the actuators are told [..., 8], for commands [..., 7]."""
         opening = (1 - poses[..., 6:]) * scene.FINGER_TRAVEL_M
         return np.concatenate([poses[..., :3], poses[..., 5:2:-1], opening, opening], -1)
 
-    def _place_laser(self) -> None:
+    def _place_light(self) -> None:
         x, y = self.tool_position[:2]
         top = 0.0
         for i in range(len(self.layout.blocks)):
@@ -230,6 +231,7 @@ class World:
             if np.abs(block[:2] - [x, y]).max() < scene.BLOCK_HALF_M[0]:
                 top = max(top, block[2] + scene.BLOCK_HALF_M[2])
         self.data.mocap_pos[self._laser] = [x, y, top + 0.0015]
+        self.data.mocap_pos[self._shadow] = [x, y, 0.0014]
         mujoco.mj_forward(self._model, self.data)
 
     # State
