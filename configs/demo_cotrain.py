@@ -1,6 +1,7 @@
 """The demo's main job: co-fine-tuning on robot episodes and the picture/word corpus together.
 
-RT-2 starts from a web-trained VLM: give `--config.train.init_from` what `tools/train_vlm.py` made.
+Starts, as RT-2 does, from a web-trained VLM: the small one that ships with the code
+(`tools/train_vlm.py` made it). `--config.train.init_from=` starts from nothing.
 """
 
 from ml_collections import ConfigDict
@@ -28,11 +29,12 @@ def get_config() -> ConfigDict:
             },
             "optimizer": {"learning_rate": 1e-3, "warmup_steps": 30, "weight_decay": 1e-4},
             "train": {
-                "steps": 700,
-                "batch_size": 48,
+                "steps": 1000,
+                "batch_size": 32,
                 "log_every": 20,
-                "checkpoint_every": 200,
+                "checkpoint_every": 250,
                 "integer_smoothing": 2.0,
+                "init_from": "vla_jax/assets/demo_vlm/vlm.npz",
             },
         }
     )

@@ -13,6 +13,22 @@ POINT_PHRASES = (
     "which place is {} at?",
 )
 
+REACH_PHRASES = (
+    "how does the gripper reach the {}?",
+    "move the gripper to the {}",
+    "what way should the robot take to reach the {}?",
+    "what way should the robot take to pick up the {}?",
+    "what way should the robot take to pick the {}?",
+    "what way should the robot take to grab the {}?",
+    "what way should the robot take to lift the {}?",
+)
+ERRAND_PHRASES = (
+    "what way should the robot take to move the {} near the {}?",
+    "what way should the robot take to bring the {} to the {}?",
+    "what way should the robot take to put the {} on the {}?",
+    "what way should the robot take to place the {} on the {}?",
+)
+
 CATEGORY_NOUNS = {
     "animal": "an animal",
     "fruit": "a fruit",
