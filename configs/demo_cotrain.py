@@ -27,14 +27,15 @@ def get_config() -> ConfigDict:
                 "max_answer_tokens": 10,
                 "threads": 1,
             },
-            "optimizer": {"learning_rate": 1e-3, "warmup_steps": 30, "weight_decay": 1e-4},
+            "optimizer": {"learning_rate": 7e-4, "warmup_steps": 60, "weight_decay": 1e-4},
             "train": {
                 "steps": 1000,
                 "batch_size": 32,
                 "log_every": 20,
-                "checkpoint_every": 250,
+                "checkpoint_every": 500,
                 "integer_smoothing": 2.0,
                 "init_from": "vla_jax/assets/demo_vlm/vlm.npz",
             },
+            "evaluation": {"action_temperature": 0.4},
         }
     )

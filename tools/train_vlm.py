@@ -1,6 +1,6 @@
 """Trains the small web-trained VLM that ships with the code, from the picture/word corpus.
 
-    python tools/train_vlm.py --stage=patches --out=out/patches --steps=8000 --learning_rate=2e-3
+    python tools/train_vlm.py --stage=patches --out=out/patches --learning_rate=2e-3
     python tools/train_vlm.py --stage=answers --init_from=out/patches/vlm.npz --out=out/vlm
 
 First the image encoder alone learns what each patch shows and where that is; then the whole model
@@ -38,7 +38,7 @@ from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.types import Batch, Example
 
-MAX_TOKENS, MAX_ANSWER_TOKENS = 64, 48
+MAX_TOKENS, MAX_ANSWER_TOKENS = 80, 48
 # Texts per picture, tokens of the row that holds them, answer tokens in it.
 ROWS = {"patches": (1, 64, 48), "answers": (9, 128, 60)}
 PATCH, WORDS = 16, 3
@@ -335,9 +335,9 @@ def main() -> None:
         batches.close()
     state = pickle.loads(saved.read_bytes())
     save_params(args.out / "vlm.npz", state["params"], "float16")
-    if args.stage != "answers":
-        return
-    figures = measure(state["params"], model_config, builder, args)
+    figures = {}
+    if args.stage == "answers" and args.test_examples:
+        figures = measure(state["params"], model_config, builder, args)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     card = {
         "made_by": "tools/train_vlm.py",
@@ -348,9 +348,16 @@ def main() -> None:
         "optimizer": dataclasses.asdict(optimizer_config),
         "vocabulary": builder.vocabulary.digest,
         "held_out": figures,
+        "started_from": _card_beside(args.init_from),
     }
     (args.out / "vlm.json").write_text(json.dumps(card, indent=2) + "\n")
     print(json.dumps(figures, indent=1))
+
+
+def _card_beside(parameters: Path | None) -> dict | None:
+    """What is known of the file that a stage started from."""
+    card = parameters.with_suffix(".json") if parameters else None
+    return json.loads(card.read_text()) if card and card.exists() else None
 
 
 class _TimeUp(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,17 +73,45 @@ class Policy:
         ids = self._run(self._decode_text, images, [question_prompt(q) for q in questions])
         return [self._text(row) for row in ids]
 
-    def act(self, images: np.ndarray, instructions: list[str]) -> ActResult:
-        """One action per row; only legal action tokens can come out."""
-        tokenizer = self.action_tokenizer
-        ids = self._run(self._decode_action, images, [robot_prompt(i) for i in instructions])
+    def act(
+        self,
+        images: np.ndarray,
+        instructions: list[str],
+        *,
+        temperature: float = 0.0,
+        seeds: Sequence[int] = (),
+    ) -> ActResult:
+        """One action per row; only legal action tokens can come out.
+
+        Args:
+          temperature: 0 for the likeliest token; 1 for a sample of the model's distribution.
+          seeds: one per row, in [0, 2**31), needed to sample.
+
+        Raises:
+          ValueError: wrong images, an empty or too long instruction, a negative temperature, or a
+            temperature without a seed for each row.
+        """
+        if temperature < 0 or (temperature and len(seeds) != len(instructions)):
+            raise ValueError(
+                f"temperature {temperature} with {len(seeds)} seeds for {len(instructions)} rows: "
+                "it is at least 0, and sampling needs a seed for each row"
+            )
+        tokenizer, count = self.action_tokenizer, len(instructions)
+        prompts = [robot_prompt(i) for i in instructions]
+        options = (
+            np.full(count, temperature, np.float32),
+            np.asarray(seeds if temperature else np.zeros(count), np.int32),
+        )
+        ids = self._run(self._decode_action, images, prompts, *options)
         return ActResult(tokenizer.decode(ids), ids)
 
     def _text(self, ids: np.ndarray) -> str:
         end = np.flatnonzero(ids == self._builder.vocabulary.eos_id)
         return self._builder.vocabulary.decode(ids[: end[0] if len(end) else len(ids)].tolist())
 
-    def _run(self, decode, images: np.ndarray, prompts: list[str]) -> np.ndarray:
+    def _run(
+        self, decode, images: np.ndarray, prompts: list[str], *options: np.ndarray
+    ) -> np.ndarray:
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim not in (4, 5) or images.shape[-1] != 3:
             raise ValueError(
@@ -97,7 +126,7 @@ class Policy:
         rows = []
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
-            columns = (images[part], text["tokens"][part], text["valid"][part])
+            columns = [c[part] for c in (images, text["tokens"], text["valid"], *options)]
             count = len(columns[0])
             repeat = np.minimum(np.arange(self.batch_size), count - 1)
             ids = decode(self.params, *(c[repeat] for c in columns))

@@ -1,4 +1,4 @@
-"""Greedy decoding with a KV cache and a legality mask.
+"""Decoding with a KV cache and a legality mask: greedy text, greedy or sampled actions.
 
 An action decode multiplies only the embedding rows of the action tokens (256 of them, not the
 whole vocabulary), masked per position to what is legal there: a malformed action cannot come out.
@@ -18,8 +18,9 @@ from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import Vla, run_model
 from vla_jax.types import Params
 
-DecodeFn = Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
-"""(params, images [B, views, h, w, 3], tokens [B, T], valid [B, T]) -> ids int32 [B, K]."""
+DecodeFn = Callable[..., jax.Array]
+"""(params, images [B, views, h, w, 3], tokens [B, T], valid [B, T]) -> ids int32 [B, K]. An action
+decoder takes two more: temperature float32 [B] and seed int32 [B]."""
 
 
 class _Loop(NamedTuple):
@@ -49,6 +50,10 @@ def make_action_decoder(
 ) -> DecodeFn:
     """Exactly one action's tokens.
 
+    Each is drawn from the model's distribution over the legal ones, sharpened by the row's
+    temperature; 0 takes the likeliest. What a row draws follows from its seed alone, whatever else
+    is in the batch.
+
     Args:
       token_ids: int [R], the vocabulary ids of the bins.
       legal: bool [K, R], which bins may stand at each of the K positions.
@@ -57,12 +62,18 @@ def make_action_decoder(
     if not legal.any(axis=1).all():
         raise ValueError("a position has no legal action token")
 
-    def pick(params: Params, hidden: jax.Array, step: jax.Array) -> jax.Array:
+    def noise(seed: jax.Array, step: jax.Array) -> jax.Array:
+        """Gumbel: the argmax of logits and this is a sample of their softmax."""
+        keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), step))(seed)
+        return jax.vmap(lambda key: jax.random.gumbel(key, (legal.shape[1],)))(keys)
+
+    def pick(params: Params, hidden: jax.Array, step: jax.Array, temperature, seed) -> jax.Array:
         rows = jnp.asarray(token_ids)
         logits = run_model(model, params, hidden, rows, method="logits")
         allowed = jnp.asarray(legal)[step]
         # Not -inf alone: a model whose logits are NaN or -inf still emits a legal token.
-        logits = jnp.where(allowed, jnp.nan_to_num(logits, neginf=-1e30), -jnp.inf)
+        logits = jnp.nan_to_num(logits, neginf=-1e30) + temperature[:, None] * noise(seed, step)
+        logits = jnp.where(allowed, logits, -jnp.inf)
         return rows[jnp.argmax(logits, axis=-1)]
 
     return _make_decoder(model, pick, max_new_tokens=len(legal), eos_id=None, pad_id=0)
@@ -70,14 +81,16 @@ def make_action_decoder(
 
 def _make_decoder(model: Vla, pick, *, max_new_tokens: int, eos_id: int | None, pad_id: int):
     @jax.jit
-    def decode(params: Params, images: jax.Array, tokens: jax.Array, valid: jax.Array) -> jax.Array:
+    def decode(
+        params: Params, images: jax.Array, tokens: jax.Array, valid: jax.Array, *options: jax.Array
+    ) -> jax.Array:
         hidden, cache, seen = run_model(
             model, params, images, tokens, valid, max_new_tokens=max_new_tokens, method="prefill"
         )
         batch, prefix = hidden.shape[0], seen.shape[1] - max_new_tokens
 
         def body(state: _Loop) -> _Loop:
-            token = pick(params, state.hidden, state.step)
+            token = pick(params, state.hidden, state.step, *options)
             token = jnp.where(state.done, pad_id, token)
             ids = state.ids.at[:, state.step].set(token)
             done = state.done if eos_id is None else state.done | (token == eos_id)

@@ -25,6 +25,8 @@ class EvaluationConfig:
       vqa_examples: held-out questions, spread evenly over each image-text source.
       action_steps: held-out robot steps, likewise.
       rollout_episodes: closed-loop episodes per concept pool.
+      action_temperature: of sampling action tokens in the rollouts; 0 takes the likeliest. A greedy
+        policy that hesitates between two ways can stand still for good.
       rollout_envs: simulators that run at once; one model call serves all of them.
       rollout_workers: processes they run in.
       pools: concepts that the blocks show. "robot": as in the episodes; "web_only": only in the
@@ -41,6 +43,7 @@ class EvaluationConfig:
     vqa_examples: int = 1000
     action_steps: int = 500
     rollout_episodes: int = 50
+    action_temperature: float = 0.0
     rollout_envs: int = 16
     rollout_workers: int = 2
     pools: tuple[Literal["robot", "web_only"], ...] = ("robot", "web_only")
@@ -56,6 +59,10 @@ class EvaluationConfig:
         for name in (*counts, "videos_per_outcome"):
             if getattr(self, name) < 0:
                 raise ValueError(f"evaluation.{name} must be at least 0, got {getattr(self, name)}")
+        if self.action_temperature < 0:
+            raise ValueError(
+                f"evaluation.action_temperature must be at least 0, got {self.action_temperature}"
+            )
         for name in ("rollout_envs", "rollout_workers", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")

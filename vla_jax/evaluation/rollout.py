@@ -110,12 +110,17 @@ class _Running:
         return View(self.plan, self.step, self.observation, self.info)
 
 
-def policy_agent(policy: Policy) -> Agent:
-    """The policy sees the picture and the instruction, nothing else."""
+def policy_agent(policy: Policy, temperature: float = 0.0) -> Agent:
+    """The policy sees the picture and the instruction, nothing else.
+
+    What it samples depends on the episode and the step, not on what else is running.
+    """
 
     def act(views: Sequence[View]) -> Moves:
         images = np.stack([v.observation["image"] for v in views])
-        actions, ids = policy.act(images, [v.info["instruction"] for v in views])
+        instructions = [v.info["instruction"] for v in views]
+        seeds = [(v.plan.seed * 1009 + v.step) % 2**31 for v in views]
+        actions, ids = policy.act(images, instructions, temperature=temperature, seeds=seeds)
         return Moves(list(actions), [policy.action_tokenizer.text(row) for row in ids])
 
     return act

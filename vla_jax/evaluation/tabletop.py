@@ -64,7 +64,7 @@ class RolloutEvaluator:
         policy.action_spec.require_same(
             spec, here="the policy", there=f"table-top world {config.world!r}"
         )
-        agents: dict[str, Agent] = {"policy": policy_agent(policy)}
+        agents: dict[str, Agent] = {"policy": policy_agent(policy, config.action_temperature)}
         if config.baselines:
             agents |= {"random": random_agent(spec), "expert": expert_agent}
         bank = PictureBank()

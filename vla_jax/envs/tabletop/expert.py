@@ -1,7 +1,9 @@
 """The scripted expert: a function of the present state alone.
 
 A policy that sees one picture cannot imitate hidden progress, so the expert has none: what to do
-follows from where the gripper is, how far it is open, where the block is, and the goal.
+follows from where the gripper is, how far it is open, where the block is, and the goal. Until it
+holds the block it always moves straight to it in x and y, whatever z and fingers do meanwhile: one
+thing less that depends on the phase.
 """
 
 from __future__ import annotations
@@ -41,11 +43,11 @@ class Expert:
         if holding:
             return self._carry(env, tool, block)
         if tool[2] < _LOW_M and self._is_between(env, above):
-            return self._act(env, np.zeros(3), CLOSED)
+            return self._act(env, np.array([*above, 0]), CLOSED)
         if np.abs(above).max() < _ALIGNED_M and tool[2] > TRAVEL_Z_M - 0.03:
             return self._act(env, np.array([*above, GRASP_Z_M - tool[2]]), OPEN, yaw=True)
         if tool[2] < TRAVEL_Z_M - 0.03:
-            return self._act(env, np.array([0, 0, TRAVEL_Z_M - tool[2]]), OPEN)
+            return self._act(env, np.array([*above, TRAVEL_Z_M - tool[2]]), OPEN)
         return self._act(env, np.array([*above, TRAVEL_Z_M - tool[2]]), OPEN, yaw=True)
 
     def _carry(self, env: TabletopEnv, tool: np.ndarray, block: np.ndarray) -> np.ndarray:
