@@ -10,7 +10,7 @@ import pytest
 from vla_jax.actions.spec import end_effector_spec
 from vla_jax.actions.uniform import UniformTokenizer
 from vla_jax.data.sequence import SequenceBuilder
-from vla_jax.decoding.policy import Policy
+from vla_jax.decoding.policy import ActResult, Policy
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import Vla, init_params
 from vla_jax.text.prompts import question_prompt, robot_prompt
@@ -101,11 +101,39 @@ def test_result_does_not_depend_on_batching():
     np.testing.assert_array_equal(_policy(batch_size=3).act(images, instructions).ids, whole)
 
 
+def test_sampled_tokens_have_the_models_distribution():
+    """4000 seeds, first token: shares equal softmax(logits / T) of the two legal bins."""
+    policy, temperature, count = _policy(batch_size=500), 0.7, 4000
+    images = np.repeat(_images(1), count, axis=0)
+    ids = [VOCABULARY.bos_id, *VOCABULARY.encode(robot_prompt(INSTRUCTIONS[0]))]
+    padded = np.pad(np.asarray(ids, np.int32), (0, _LENGTH - len(ids)))
+    causal = np.arange(_LENGTH) >= len(ids)
+    logits = np.asarray(_next_logits(policy.params, images[0], padded, causal, len(ids)))
+    two = np.exp(logits[VOCABULARY.action_ids[:2]] / temperature)
+    seeds = range(count)
+    got = policy.act(images, INSTRUCTIONS[:1] * count, temperature=temperature, seeds=seeds).ids
+    assert abs(np.mean(got[:, 0] == VOCABULARY.action_ids[1]) - two[1] / two.sum()) < 0.03
+    assert len(np.unique(got[:, 1])) > 100
+    # The same seed draws the same, alone or in a batch; without a temperature the likeliest comes.
+    alone = policy.act(images[:1], INSTRUCTIONS[:1], temperature=temperature, seeds=[7]).ids
+    np.testing.assert_array_equal(alone[0], got[7])
+    cold = policy.act(images[:2], INSTRUCTIONS[:1] * 2, temperature=1e-6, seeds=[1, 2]).ids
+    np.testing.assert_array_equal(cold, policy.act(images[:2], INSTRUCTIONS[:1] * 2).ids)
+    with pytest.raises(ValueError, match="0 seeds for 1 rows"):
+        policy.act(images[:1], INSTRUCTIONS[:1], temperature=0.5)
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, float("nan"), 1e20])
 def test_nothing_malformed_comes_out(scale):
     """Any weights, broken ones too: 8 legal tokens and a finite action within bounds."""
     policy = _policy(scale, batch_size=50)
-    result = policy.act(_images(50), [INSTRUCTIONS[i % 3] for i in range(50)])
+    instructions = [INSTRUCTIONS[i % 3] for i in range(50)]
+    half = {"temperature": 0.5, "seeds": range(25)}
+    parts = (
+        policy.act(_images(50)[:25], instructions[:25]),
+        policy.act(_images(50)[25:], instructions[25:], **half),
+    )
+    result = ActResult(*(np.concatenate(columns) for columns in zip(*parts)))
     bins = np.searchsorted(VOCABULARY.action_ids, result.ids)
     assert np.array_equal(VOCABULARY.action_ids[bins], result.ids)
     assert bins[:, 0].max() <= 1

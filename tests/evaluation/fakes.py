@@ -31,14 +31,18 @@ class FakePolicy:
         self._answer, self._act = answer, act
         self.action_spec, self.action_tokenizer = SPEC, TOKENIZER
         self.calls: list[int] = []  # rows of each
+        self.sampled: list[tuple[float, tuple[int, ...]]] = []  # temperature and seeds of each act
 
     def answer(self, images: np.ndarray, questions: list[str]) -> list[str]:
         assert len(images) == len(questions)
         self.calls.append(len(questions))
         return [self._answer(q) for q in questions]
 
-    def act(self, images: np.ndarray, instructions: list[str]) -> ActResult:
+    def act(
+        self, images: np.ndarray, instructions: list[str], *, temperature: float = 0.0, seeds=()
+    ) -> ActResult:
         assert len(images) == len(instructions)
+        self.sampled.append((temperature, tuple(seeds)))
         self.calls.append(len(instructions))
         ids = TOKENIZER.encode(np.stack([self._act(i) for i in instructions]))
         return ActResult(TOKENIZER.decode(ids), ids)

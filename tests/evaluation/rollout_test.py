@@ -154,6 +154,22 @@ def test_evaluator_runs_pools_and_baselines(tmp_path):
     assert dict(run(evaluator, policy))["rollouts/robot/policy/pick"] == 1.0
 
 
+def test_what_a_policy_samples_depends_on_episode_and_step_alone():
+    def sampled(num_envs: int) -> set[tuple[float, int]]:
+        config = EvaluationConfig(
+            rollout_episodes=4, pools=("robot",), baselines=False, action_temperature=0.3
+        )
+        policy = FakePolicy()
+        RolloutEvaluator(config, lambda: FakePool(num_envs)).measure(policy)
+        return {(t, seed) for t, seeds in policy.sampled for seed in seeds}
+
+    seeds = sampled(4)
+    assert len(seeds) == 12 and {t for t, _ in seeds} == {0.3}  # 4 episodes of 3 steps
+    assert sampled(1) == seeds
+    with pytest.raises(ValueError, match="action_temperature must be at least 0"):
+        EvaluationConfig(action_temperature=-1.0)
+
+
 def test_evaluator_refuses_a_policy_of_another_robot():
     policy = FakePolicy()
     policy.action_spec = type(SPEC)(**{**vars(SPEC), "gripper": "0 closed, 1 open"})
