@@ -29,13 +29,13 @@ def get_config() -> ConfigDict:
             },
             "optimizer": {"learning_rate": 7e-4, "warmup_steps": 60, "weight_decay": 1e-4},
             "train": {
-                "steps": 1000,
+                "steps": 1200,
                 "batch_size": 32,
                 "log_every": 20,
-                "checkpoint_every": 500,
+                "checkpoint_every": 400,
                 "integer_smoothing": 2.0,
                 "init_from": "vla_jax/assets/demo_vlm/vlm.npz",
             },
-            "evaluation": {"action_temperature": 0.4},
+            "evaluation": {"action_temperature": 0.3},
         }
     )

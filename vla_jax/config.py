@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from vla_jax import schema
@@ -111,6 +111,8 @@ def run_main(main: Callable[..., object], **required: str) -> NoReturn:
     flags.mark_flags_as_required(["config", *required])
 
     def start(rest: list[str]) -> int | None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
         if rest[1:]:
             return _refuse(ValueError(f"unexpected argument {rest[1]!r}; flags start with --"))
         try:

@@ -51,8 +51,9 @@ def make_action_decoder(
     """Exactly one action's tokens.
 
     Each is drawn from the model's distribution over the legal ones, sharpened by the row's
-    temperature; 0 takes the likeliest. What a row draws follows from its seed alone, whatever else
-    is in the batch.
+    temperature; 0 takes the likeliest, and so does a discrete dimension always: drawing "terminate"
+    at each step would end an episode sooner or later. What a row draws follows from its seed alone,
+    whatever else is in the batch.
 
     Args:
       token_ids: int [R], the vocabulary ids of the bins.
@@ -72,7 +73,9 @@ def make_action_decoder(
         logits = run_model(model, params, hidden, rows, method="logits")
         allowed = jnp.asarray(legal)[step]
         # Not -inf alone: a model whose logits are NaN or -inf still emits a legal token.
-        logits = jnp.nan_to_num(logits, neginf=-1e30) + temperature[:, None] * noise(seed, step)
+        logits = jnp.nan_to_num(logits, neginf=-1e30)
+        scale = temperature * jnp.asarray(legal.all(axis=1))[step]
+        logits += scale[:, None] * noise(seed, step)
         logits = jnp.where(allowed, logits, -jnp.inf)
         return rows[jnp.argmax(logits, axis=-1)]
 
