@@ -17,7 +17,7 @@ from PIL import Image
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data.staged import StagedEpisodes
 from vla_jax.envs.episodes import generate, staged_metadata
-from vla_jax.envs.tabletop.config import CONFIGS, FAMILIES
+from vla_jax.envs.tabletop.config import CONFIGS
 
 EPISODES, SEED = 20, 3
 
@@ -58,7 +58,7 @@ def test_what_is_stored(uninterrupted):
     spec = config.action_spec
     episodes = list(StagedEpisodes(uninterrupted))
     assert len(episodes) == EPISODES
-    assert {episode["metadata"]["family"] for episode in episodes} == set(FAMILIES)
+    assert {episode["metadata"]["family"] for episode in episodes} == set(config.families)
     assert len({episode["metadata"]["seed"] for episode in episodes}) == EPISODES
     for episode in episodes:
         n = len(episode["images"]["image"])

@@ -129,7 +129,7 @@ def test_summary_has_a_wilson_interval_per_family():
 
 
 def test_evaluator_runs_pools_and_baselines(tmp_path):
-    config = EvaluationConfig(rollout_episodes=8, rollout_envs=4, seed=7)
+    config = EvaluationConfig(rollout_episodes=8, rollout_envs=4, seed=7, world="full")
     policy = FakePolicy(act=lambda text: np.eye(8)[1] * (0.05 if "pick" in text else -0.05))
     pools = []
 
