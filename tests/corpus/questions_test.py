@@ -8,16 +8,13 @@ import re
 import numpy as np
 import pytest
 
+from vla_jax.corpus.coordinates import RELATIONS, offset_pieces, piece, point_bins
 from vla_jax.corpus.pictures import COLORS, PictureBank
 from vla_jax.corpus.questions import (
     CATEGORY_NOUNS,
-    RELATIONS,
     TASK_WEIGHTS,
     QuestionMaker,
     Sample,
-    offset_pieces,
-    piece,
-    point_bins,
 )
 
 SIZE = 112

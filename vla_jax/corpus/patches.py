@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vla_jax.corpus.coordinates import point_bins
 from vla_jax.corpus.pictures import PictureBank
-from vla_jax.corpus.questions import point_bins
 from vla_jax.corpus.scenes import Box, Gripper, Scene
 
 NOTHING = ""

@@ -1,11 +1,6 @@
 """Questions about scenes, with answers computed from the geometry.
 
-Coordinates are integer pieces `<000>` .. `<255>`, y first: piece i is the i-th of 256 equal bins of
-the image. An offset is two signed pieces, 128 + round(127 * (target - source) / image size): 128
-means none, 129 one 127th of the image down or right, 1 and 255 the whole image. How a gripper
-reaches a thing is three pieces, four times as fine: its height above its dot, then how far to the
-right and how far up the thing is from the dot, signed; 1 and 255 are a quarter of the image or
-more.
+Coordinates are integer pieces, see `corpus.coordinates`.
 
 `QuestionMaker.make` picks the task by weight; each task builds the scene it needs.
 """
@@ -13,26 +8,22 @@ more.
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from collections.abc import Callable, Sequence
 
 from vla_jax.corpus.concepts import LANGUAGES
-from vla_jax.corpus.phrases import (
-    CATEGORY_NOUNS,
-    ERRAND_PHRASES,
-    POINT_PHRASES,
-    REACH_PHRASES,
-    RELATED,
+from vla_jax.corpus.coordinates import (
+    RELATIONS,
+    box_pieces,
+    offset_pieces,
+    point_pieces,
+    relation,
 )
+from vla_jax.corpus.gripper_questions import ask_grip, ask_gripper, ask_over, ask_reach
+from vla_jax.corpus.phrases import CATEGORY_NOUNS, POINT_PHRASES, RELATED
 from vla_jax.corpus.pictures import PictureBank
-from vla_jax.corpus.scenes import Box, Gripper, Placed, Point, Scene, compose
+from vla_jax.corpus.scenes import Placed, Scene, compose
 from vla_jax.text.prompts import question_prompt
-
-OFFSET_UNITS = 127
-"""Offset pieces from none to the whole image."""
-REACH_SHARE = 0.25
-"""Share of the image that 127 pieces are in answers to how a gripper reaches a thing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,65 +35,6 @@ class Sample:
     language: str
     prompt: str
     answer: str
-
-
-def piece(value: int) -> str:
-    """`<007>` for 7. Raises ValueError outside 0..255."""
-    if not 0 <= value <= 255:
-        raise ValueError(f"integer pieces go from 0 to 255, not {value}")
-    return f"<{value:03d}>"
-
-
-def point_bins(point: Point, size: int) -> tuple[int, int]:
-    """(y, x) in pixels -> (y, x) bins 0..255; a point outside the image goes to the edge."""
-    y, x = (min(255, max(0, int(256 * v / size))) for v in point)
-    return y, x
-
-
-def point_pieces(point: Point, size: int) -> str:
-    return "".join(piece(v) for v in point_bins(point, size))
-
-
-def box_pieces(box: Box, size: int) -> str:
-    """`<y0><x0><y1><x1>`."""
-    return point_pieces(box[:2], size) + point_pieces(box[2:], size)
-
-
-def signed_piece(distance: float, limit: float) -> str:
-    """128 for 0, 255 for `limit` and more, 1 for `-limit` and less."""
-    units = round(OFFSET_UNITS * distance / limit)
-    return piece(128 + min(OFFSET_UNITS, max(-OFFSET_UNITS, units)))
-
-
-def offset_pieces(source: Point, target: Point, size: int) -> str:
-    """`<dy><dx>` from `source` to `target`; see the module's docstring."""
-    return "".join(signed_piece(t - s, size) for s, t in zip(source, target, strict=True))
-
-
-def reach_pieces(gripper: Gripper, target: Point, size: int) -> str:
-    """`<height><right><up>` of `target` for a gripper; see the module's docstring."""
-    limit = REACH_SHARE * size
-    height = piece(min(OFFSET_UNITS, round(OFFSET_UNITS * gripper.lift_px / limit)))
-    right, up = target[1] - gripper.dot[1], gripper.dot[0] - target[0]
-    return height + signed_piece(right, limit) + signed_piece(up, limit)
-
-
-RELATIONS = ("left of", "right of", "above", "below")
-
-
-def relation(source: Placed, target: Placed, size: int) -> str | None:
-    """Where `target` is, seen from `source`: one of `RELATIONS`, None if on a diagonal or close.
-
-    The larger of the two distances decides; it must be 1.4 times the other and 6% of the image.
-    """
-    dy, dx = target.center[0] - source.center[0], target.center[1] - source.center[1]
-    if max(abs(dy), abs(dx)) < 0.06 * size:
-        return None
-    if abs(dx) > 1.4 * abs(dy):
-        return "left of" if dx < 0 else "right of"
-    if abs(dy) > 1.4 * abs(dx):
-        return "above" if dy < 0 else "below"
-    return None
 
 
 class QuestionMaker:
@@ -268,72 +200,6 @@ def _offset(maker: QuestionMaker, rng: random.Random) -> Sample:
     asked = rng.choice(("offset from the {} to {}", "how far is it from the {} to {}?"))
     question = asked.format(maker.bank.name(source.key), name)
     return maker.sample(scene, "offset", question, offset_pieces(source.center, target, maker.size))
-
-
-def _gripper(maker: QuestionMaker, rng: random.Random) -> Sample | None:
-    scene = maker.scene(rng, 1, 4, table=True, gripper=True)
-    if scene.gripper is None:
-        return None
-    asked = rng.choice(POINT_PHRASES).format("the gripper")
-    return maker.sample(scene, "gripper", asked, point_pieces(scene.gripper.dot, maker.size))
-
-
-def _reach(maker: QuestionMaker, rng: random.Random) -> Sample | None:
-    """How a gripper reaches a thing; with an errand, the block, or its goal once it holds it."""
-    scene = maker.scene(rng, 1, 4, table=True, gripper=True)
-    if scene.gripper is None:
-        return None
-    places = {maker.bank.name(o.key): o.center for o in scene.objects}
-    goals = places | {f"{m.color} mat": m.center for m in scene.mats if m.under is None}
-    held = maker.bank.name(scene.gripper.holds) if scene.gripper.holds else ""
-    target = rng.choice(tuple(goals))
-    question = rng.choice(REACH_PHRASES).format(target)
-    if len(goals) > 1 and rng.random() < 0.4:
-        name = held if held and rng.random() < 0.7 else rng.choice(tuple(places))
-        goal = rng.choice([other for other in goals if other != name])
-        question = rng.choice(ERRAND_PHRASES).format(name, goal)
-        target = goal if name == held else name
-    answer = reach_pieces(scene.gripper, goals[target], maker.size)
-    return maker.sample(scene, "reach", question, answer)
-
-
-def _grip(maker: QuestionMaker, rng: random.Random) -> Sample | None:
-    scene = maker.scene(rng, 1, 4, table=True, gripper=True)
-    if scene.gripper is None:
-        return None
-    asked = rng.choice(("is the gripper open?", "are the fingers open?"))
-    return maker.sample(scene, "grip", asked, "yes" if scene.gripper.open else "no")
-
-
-def _over(maker: QuestionMaker, rng: random.Random) -> Sample | None:
-    """`is the gripper over the dog?`, or what it is over: where its dot is; or what it holds."""
-    scene = maker.scene(rng, 1, 4, table=True, gripper=True)
-    if scene.gripper is None:
-        return None
-    if scene.gripper.holds:
-        return _holds(maker, scene, rng)
-    y, x = scene.gripper.dot
-    things = [(maker.bank.name(o.key), o.box) for o in scene.objects]
-    below = [n for n, (y0, x0, y1, x1) in things if y0 < y < y1 and x0 < x < x1]
-    if rng.random() < 0.5:
-        answer = below[0] if len(below) == 1 else "nothing"
-        return maker.sample(scene, "over", "what is the gripper over?", answer)
-    near = min(scene.objects, key=lambda o: math.dist(o.center, scene.gripper.dot))
-    asked = near if rng.random() < 0.7 else rng.choice(scene.objects)
-    name = maker.bank.name(asked.key)
-    question = f"is the gripper over the {name}?"
-    return maker.sample(scene, "over", question, "yes" if name in below else "no")
-
-
-def _holds(maker: QuestionMaker, scene: Scene, rng: random.Random) -> Sample:
-    assert scene.gripper is not None
-    held = scene.gripper.holds
-    if rng.random() < 0.5:
-        name = maker.bank.name(held)
-        return maker.sample(scene, "holds", "what is the gripper holding?", name)
-    asked = held if rng.random() < 0.5 else rng.choice(scene.objects).key
-    question = f"is the gripper holding the {maker.bank.name(asked)}?"
-    return maker.sample(scene, "holds", question, "yes" if asked == held else "no")
 
 
 def _which(maker: QuestionMaker, rng: random.Random) -> Sample | None:
@@ -518,10 +384,10 @@ _TASKS: dict[str, Callable[[QuestionMaker, random.Random], Sample | None]] = {
     "point_mat": _point_mat,
     "detect": _detect,
     "offset": _offset,
-    "gripper": _gripper,
-    "reach": _reach,
-    "grip": _grip,
-    "over": _over,
+    "gripper": ask_gripper,
+    "reach": ask_reach,
+    "grip": ask_grip,
+    "over": ask_over,
     "which": _which,
     "relation": _relation_word,
     "name_at": _name_at,

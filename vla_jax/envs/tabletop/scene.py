@@ -44,6 +44,14 @@ _FINGER = """
             contype="0" conaffinity="0"/>
         </body>"""
 
+_LIGHT = """
+    <body name="shadow" mocap="true" pos="0 0 0.0012">
+      <geom type="cylinder" size="0.034 0.0002" material="shadow" contype="0" conaffinity="0"/>
+    </body>
+    <body name="laser" mocap="true" pos="0 0 0.0015">
+      <geom type="cylinder" size="0.0065 0.0008" material="laser" contype="0" conaffinity="0"/>
+    </body>"""
+
 
 def scene_xml() -> str:
     """The MJCF model."""
@@ -105,13 +113,7 @@ def scene_xml() -> str:
     <geom name="floor" type="plane" size="6 6 0.1" pos="0 0 -0.0005" material="floor"/>
     <geom name="table" type="box" size="{TABLE_HALF_M} {TABLE_HALF_M} 0.02" pos="0 0 -0.02"
       material="table" friction="0.6 0.02 0.001" condim="3"/>
-    {blocks}{mats}
-    <body name="shadow" mocap="true" pos="0 0 0.0012">
-      <geom type="cylinder" size="0.034 0.0002" material="shadow" contype="0" conaffinity="0"/>
-    </body>
-    <body name="laser" mocap="true" pos="0 0 0.0015">
-      <geom type="cylinder" size="0.0065 0.0008" material="laser" contype="0" conaffinity="0"/>
-    </body>
+    {blocks}{mats}{_LIGHT}
     <body name="gripper" pos="0 0 0" gravcomp="1">
       <joint name="x" type="slide" axis="1 0 0"/>
       <joint name="y" type="slide" axis="0 1 0"/>
