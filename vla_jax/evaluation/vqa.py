@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vla_jax.corpus import coordinates
 from vla_jax.evaluation.base import Result, finite
 from vla_jax.evaluation.media import Marked, save_png
 from vla_jax.evaluation.statistics import Sums
@@ -23,7 +24,10 @@ NAMING_TASKS = ("name", "caption")
 """Tasks whose answers are names; counted apart from the questions."""
 POINT_TOLERANCE = 0.06
 """A point is right within this share of the image's side, as near as half a small object."""
-OFFSET_UNITS = {"offset": 1 / 127, "reach": 1 / 508}
+OFFSET_UNITS = {
+    "offset": 1 / coordinates.OFFSET_UNITS,
+    "reach": coordinates.REACH_SHARE / coordinates.OFFSET_UNITS,
+}
 """Tasks whose answers are distances: what one integer piece is, as a share of the image's side."""
 EXAMPLES_PER_TASK = 1  # right ones, and as many wrong ones
 CONFUSIONS_PER_TASK = 8
@@ -97,7 +101,7 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> float:
 class VqaEvaluator:
     """Exact match, naming, pointing and boxes over held-out samples.
 
-    A sample's kind follows from its true answer: two integer pieces are a point (in
+    A sample's kind follows from its true answer: two or three integer pieces are a point (in
     `OFFSET_UNITS`: a distance), four a box, all else text.
 
     Args:

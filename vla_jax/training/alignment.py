@@ -92,8 +92,8 @@ def alignment_loss(
     integers = table[rows[0] : rows[1]]
     place_nats = jnp.zeros_like(word_nats)
     for axis, roll in enumerate((width // 4, 3 * width // 4)):
-        apart = batch["patch_places"][..., axis, None] - jnp.arange(len(integers))
-        target = jax.nn.softmax(-0.5 * (apart / PLACE_DEVIATION) ** 2, axis=-1)
+        place = batch["patch_places"][..., axis]
+        target = gaussian_target(place, len(integers), PLACE_DEVIATION)
         place_nats -= jnp.sum(target * log_p(integers, roll), axis=-1) / 2
 
     def mean(values: jax.Array, group: jax.Array) -> jax.Array:
@@ -102,6 +102,12 @@ def alignment_loss(
     # Apart, since most patches are background.
     loss = mean(word_nats, thing) + mean(word_nats, nothing) + mean(place_nats, thing)
     return Alignment(loss, word_nats, *(x.astype(jnp.float32) for x in (correct, thing)))
+
+
+def gaussian_target(integers: jax.Array, count: int, deviation: float) -> jax.Array:
+    """Soft labels for ordered classes: int [...] -> float32 [..., count], each row summing to 1."""
+    apart = (integers[..., None] - jnp.arange(count)).astype(jnp.float32)
+    return jax.nn.softmax(-0.5 * jnp.square(apart / deviation), axis=-1)
 
 
 def _unit(x: jax.Array) -> jax.Array:

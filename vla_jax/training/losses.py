@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vla_jax.models.vla import Vla, run_model
-from vla_jax.training.alignment import alignment_loss
+from vla_jax.training.alignment import alignment_loss, gaussian_target
 from vla_jax.types import Params
 
 
@@ -133,7 +133,6 @@ def _smoothed_target_logit(
         )
     first, last = rows
     exact = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    apart = (target[..., None] - first - jnp.arange(last - first)).astype(jnp.float32)
-    weight = jax.nn.softmax(-0.5 * jnp.square(apart / deviation), axis=-1)
+    weight = gaussian_target(target - first, last - first, deviation)
     soft = jnp.sum(weight * logits[..., first:last], axis=-1)
     return jnp.where((target >= first + exact_integers) & (target < last), soft, exact)
