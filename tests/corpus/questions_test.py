@@ -12,10 +12,10 @@ from vla_jax.corpus.coordinates import RELATIONS, offset_pieces, piece, point_bi
 from vla_jax.corpus.pictures import COLORS, PictureBank
 from vla_jax.corpus.questions import (
     CATEGORY_NOUNS,
-    TASK_WEIGHTS,
     QuestionMaker,
     Sample,
 )
+from vla_jax.corpus.task_weights import PACKED_WEIGHTS, TASK_WEIGHTS
 
 SIZE = 112
 
@@ -301,12 +301,19 @@ def test_presence(maker: QuestionMaker):
 def test_mixture(maker: QuestionMaker):
     rng = random.Random(0)
     samples = [maker.make(rng) for _ in range(3000)]
-    tasks = [s.task for s in samples]
-    assert 0.17 < np.mean([t == "point" for t in tasks]) < 0.25
-    places = ("point", "point_mat", "point_category", "point_number", "detect", "offset",
-              "which", "relation", "name_at", "gripper", "reach", "over")  # fmt: skip
-    assert 0.14 < np.mean([t == "reach" for t in tasks]) < 0.24
-    assert 0.66 < np.mean([t in places for t in tasks]) < 0.80
+    kinds = {
+        "sum": "numbers",
+        "number": "numbers",
+        "point_number": "numbers",
+        "point_category": "category",
+        "holds": "over",
+    }
+    tasks = [kinds.get(s.task, s.task) for s in samples]
+    for task, weight in TASK_WEIGHTS.items():
+        share = weight / sum(TASK_WEIGHTS.values())
+        # A task that finds no scene gives way to "point".
+        slack = 4 * (share / len(samples)) ** 0.5 + (0.02 if task == "point" else 0.0)
+        assert tasks.count(task) / len(samples) == pytest.approx(share, abs=slack), task
     keys = [o.key for s in samples for o in s.scene.objects]
     background = np.mean([maker.bank.concept(k).split == "background" for k in keys])
     assert 0.2 < background < 0.35
@@ -316,7 +323,18 @@ def test_mixture(maker: QuestionMaker):
     for sample in samples:
         assert sample.prompt.startswith("Q: ") and sample.prompt.endswith(" A:")
         assert sample.answer and sample.answer == sample.answer.lower()
-    assert set(TASK_WEIGHTS) >= {"point", "caption", "count"}
+
+
+def test_several_questions_about_numbers(maker: QuestionMaker):
+    """One in seven packed pictures is of numbers, and about most of those numbers are asked."""
+    rng = random.Random(0)
+    firsts = [maker.make(rng, PACKED_WEIGHTS) for _ in range(600)]
+    arithmetic = {"sum", "number", "point_number"}
+    of_numbers = [s.scene for s in firsts if s.task in arithmetic]
+    share = PACKED_WEIGHTS["numbers"] / sum(PACKED_WEIGHTS.values())
+    assert len(of_numbers) / len(firsts) == pytest.approx(share, abs=0.05)
+    asked = [{s.task for s in maker.make_about(scene, 8, rng)} for scene in of_numbers]
+    assert np.mean([bool(tasks & arithmetic) for tasks in asked]) > 0.7
 
 
 def test_bad_input_is_named(maker: QuestionMaker):

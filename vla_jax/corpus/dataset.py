@@ -16,6 +16,7 @@ from vla_jax.corpus.paint import Painter
 from vla_jax.corpus.patches import PatchLabels, patch_labels
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.corpus.questions import QuestionMaker, Sample
+from vla_jax.corpus.task_weights import PACKED_WEIGHTS
 from vla_jax.text.prompts import question_prompt
 
 Split = Literal["train", "test"]
@@ -87,7 +88,7 @@ class Corpus:
         return self._painted(sample, rng)
 
     def questions(self, index: int, count: int, patch: int) -> PictureQuestions:
-        """`example(index)` with up to `count` different questions about its picture.
+        """A picture with up to `count` different questions about it, drawn by `PACKED_WEIGHTS`.
 
         The first asks for a grounded caption: names and places of up to `GROUNDED_THINGS` things.
 
@@ -101,7 +102,7 @@ class Corpus:
         if rng.random() < self.crowded_share:
             scene, first = self._maker.crowded_scene(rng), []
         else:
-            first = [self._maker.make(rng)]
+            first = [self._maker.make(rng, PACKED_WEIGHTS)]
             scene = first[0].scene
         image = self._painter.paint(scene, rng)
         grounded = self._maker.grounded_caption(scene, GROUNDED_THINGS, rng)

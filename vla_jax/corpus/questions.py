@@ -23,6 +23,15 @@ from vla_jax.corpus.gripper_questions import ask_grip, ask_gripper, ask_over, as
 from vla_jax.corpus.phrases import CATEGORY_NOUNS, POINT_PHRASES, RELATED
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.corpus.scenes import Placed, Scene, compose
+from vla_jax.corpus.task_weights import (
+    ABOUT_ANY,
+    ABOUT_CROWD,
+    ABOUT_REPEATED,
+    ABOUT_SEVERAL,
+    NEED_SEVERAL,
+    PACKED_WEIGHTS,
+    TASK_WEIGHTS,
+)
 from vla_jax.text.prompts import question_prompt
 
 
@@ -59,10 +68,11 @@ class QuestionMaker:
             categories.setdefault(bank.category(key), []).append(key)
         self._categories = {name: tuple(categories[name]) for name in CATEGORY_NOUNS}
 
-    def make(self, rng: random.Random) -> Sample:
-        """A sample of a task drawn by `TASK_WEIGHTS`."""
-        task = rng.choices(_TASK_NAMES, cum_weights=_CUMULATIVE)[0]
-        if self.max_pictures < 2 and task in _NEED_SEVERAL:
+    def make(self, rng: random.Random, weights: dict[str, float] | None = None) -> Sample:
+        """A sample of a task drawn by `weights`, `TASK_WEIGHTS` unless given."""
+        weights = TASK_WEIGHTS if weights is None else weights
+        task = rng.choices(tuple(weights), tuple(weights.values()))[0]
+        if self.max_pictures < 2 and task in NEED_SEVERAL:
             task = "point"
         for _ in range(12):
             sample = _TASKS[task](self, rng)
@@ -98,12 +108,12 @@ class QuestionMaker:
     def make_about(self, scene: Scene, count: int, rng: random.Random) -> list[Sample]:
         """Up to `count` different questions about one given scene."""
         asker = _SceneAsker(self, scene)
-        kinds = _ABOUT_CROWD if len(scene.objects) > 5 else _ABOUT_ANY
+        kinds = ABOUT_CROWD if len(scene.objects) > 5 else ABOUT_ANY
         if len(scene.objects) == 1:
-            kinds = [task for task in kinds if task not in _ABOUT_SEVERAL]
+            kinds = [task for task in kinds if task not in ABOUT_SEVERAL]
         if len({o.key for o in scene.objects}) < len(scene.objects):
-            kinds = _ABOUT_REPEATED
-        weights = [TASK_WEIGHTS[task] ** 0.5 for task in kinds]  # more kinds about one picture
+            kinds = ABOUT_REPEATED
+        weights = [PACKED_WEIGHTS[task] for task in kinds]
         found: dict[str, Sample] = {}
         for task in rng.choices(kinds, weights, k=3 * count):
             sample = _TASKS[task](asker, rng)
@@ -399,44 +409,3 @@ _TASKS: dict[str, Callable[[QuestionMaker, random.Random], Sample | None]] = {
     "numbers": _numbers,
     "present": _present,
 }
-
-TASK_WEIGHTS = {
-    "point": 33,
-    "point_mat": 6,
-    "detect": 6,
-    "offset": 9,
-    "gripper": 3,
-    "reach": 30,
-    "grip": 3,
-    "over": 9,
-    "which": 5,
-    "relation": 3,
-    "name_at": 5,
-    "name": 7,
-    "caption": 9,
-    "category": 6,
-    "color": 3,
-    "count": 3,
-    "numbers": 4,
-    "present": 3,
-}
-"""Relative weights. Three in ten questions are about a robot's gripper: as in PaLM-E's mixture
-(arXiv 2303.03378), some web data is about what a robot sees, and none is about what one did."""
-
-_TASK_NAMES = tuple(TASK_WEIGHTS)
-_CUMULATIVE = [sum(list(TASK_WEIGHTS.values())[: i + 1]) for i in range(len(TASK_WEIGHTS))]
-
-_ABOUT_ANY = (
-    *("point", "point_mat", "detect", "offset", "which", "relation", "name_at", "caption"),
-    *("color", "present", "category", "count", "numbers", "gripper", "reach"),
-    *("grip", "over"),
-)
-_ABOUT_CROWD = (
-    *("point", "point_mat", "detect", "offset", "name_at", "present", "gripper", "reach"),
-    *("grip", "over"),
-)
-_ABOUT_REPEATED = ("point_mat", "count", "present", "gripper", "grip")
-_NEED_SEVERAL = ("offset", "which", "relation", "name_at", "category", "count", "numbers")
-_ABOUT_SEVERAL = ("offset", "which", "relation", "name_at")
-"""Tasks that can ask about any scene, about a crowd, about one that shows a thing twice, and those
-that need two objects."""
