@@ -14,7 +14,12 @@ from vla_jax import schema
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.actions.uniform import UniformTokenizer
 from vla_jax.checkpoints.manager import CheckpointMeta, Checkpoints
-from vla_jax.checkpoints.params_file import load_params
+from vla_jax.checkpoints.pretrained import (
+    FORMATS,
+    change_table,
+    is_pretrained,
+    load_pretrained,
+)
 from vla_jax.config import Config
 from vla_jax.data.loader import Loader, open_source
 from vla_jax.data.mixture import DataConfig, Mixture
@@ -141,7 +146,7 @@ class TrainingRun:
         init = make_init(config.model, self.optimizer, config.train.seed)
         if not config.train.init_from:
             return jax.jit(init, out_shardings=self.shardings)()
-        params = load_initial_params(config.train.init_from, config.model)
+        params = load_initial_params(config.train.init_from, config.model, config.train.seed)
 
         def start(params: Params) -> TrainState:
             return {**init(), "params": params, "opt": self.optimizer.init(params)}
@@ -183,14 +188,23 @@ def build_training(config: Config) -> TrainingRun:
     )
 
 
-def load_initial_params(path: str, model: ModelConfig) -> Params:
-    """Parameters from a `.npz` file, or from the newest checkpoint of a run directory."""
-    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    if path.endswith(".npz"):
-        return load_params(path, like)
+def load_initial_params(path: str, model: ModelConfig, seed: int) -> Params:
+    """Parameters from published weights, or from the newest checkpoint of a run directory.
+
+    `seed` is for what published weights lack. Prints what became of them.
+    """
+
+    def init() -> Params:
+        return init_params(model, jax.random.key(seed))
+
+    like = jax.eval_shape(init)
+    if is_pretrained(path):
+        params, changes = load_pretrained(path, like, jax.jit(init))
+        print(f"{path}: {change_table(changes)}", flush=True)
+        return params
     if not (Path(path) / "checkpoints").is_dir():
         raise FileNotFoundError(
-            f"train.init_from {path!r} is neither a .npz file nor a run directory with checkpoints/"
+            f"train.init_from {path!r} is neither {FORMATS}, nor a run directory with checkpoints/"
         )
     return _restore_params(path, like)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from vla_jax.models.attention import attend, prefix_lm_mask, rope
+from vla_jax.models.attention import attend, prefix_lm_mask, rope, rope_frequencies
 from vla_jax.models.decoder import FeedForward, RMSNorm
 from vla_jax.models.linear import Dense, LayerNorm
 from vla_jax.models.presets import ModelConfig
@@ -68,7 +68,7 @@ def test_rope_rotates_pairs_as_complex_numbers():
     turn = np.exp(1j * positions[..., None] * 10_000.0 ** (-np.arange(4) / 4))[:, :, None]
     z = (x[..., :4] + 1j * x[..., 4:]) * turn
     want = np.concatenate([z.real, z.imag], -1)
-    np.testing.assert_allclose(rope(x, positions, 10_000.0), want, atol=1e-4)
+    np.testing.assert_allclose(rope(x, positions, rope_frequencies(8, 10_000.0)), want, atol=1e-4)
 
 
 def test_mask_equals_its_definition():

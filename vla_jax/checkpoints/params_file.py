@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from pathlib import Path
 
-import jax
 import numpy as np
 
+from vla_jax.checkpoints.tree import flatten, unflatten
 from vla_jax.types import Params
+
+_LAYER = re.compile(r"(.*/encoderblock)_(\d+)/(.*)")
+# What big_vision's encoders have and a VLA has not: SigLIP's pooling head, text tower and
+# temperature; a classifier's token and head.
+_NO_PLACE = ("img/MAPHead_0/", "txt/", "t", "b", "img/cls", "img/pre_logits/")
 
 
 def save_params(path: str | Path, params: Params, dtype: str = "float32") -> None:
     """Writes the tree in `dtype` ("float16" halves the file). The write is atomic."""
     path = Path(path)
-    flat = {
-        "params/" + "/".join(str(k.key) for k in key): np.asarray(leaf).astype(dtype)
-        for key, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    flat = {f"params/{k}": np.asarray(v).astype(dtype) for k, v in flatten(params).items()}
     partial = path.with_name(path.name + ".partial.npz")
     np.savez(partial, **flat)  # pyright: ignore[reportArgumentType]
     partial.replace(path)
 
 
 def load_params(path: str | Path, like: Params) -> Params:
-    """Reads a file into float32 arrays with the structure of `like` (arrays or shapes).
+    """Reads a file of the whole model into float32 arrays with the structure of `like`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not an npz, or missing, unexplained or wrong-shaped tensors (each is listed).
+    """
+    found, left_out = read_params(path, like)
+    names = {k: tuple(v.shape) for k, v in flatten(like).items()}
+    problems = [f"missing: params/{k} {v}" for k, v in names.items() if k not in found]
+    problems += [f"unexplained: params/{k}" for k in left_out]
+    problems += [
+        f"wrong shape: params/{k} is {v.shape}, the model has {names[k]}"
+        for k, v in found.items()
+        if v.shape != names[k]
+    ]
+    _require_none(problems, path)
+    return unflatten({k: found[k].astype(np.float32) for k in names})
+
+
+def read_params(path: str | Path, like: Params) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Reads the parts that a file has: the whole model, or the encoder alone.
+
+    Args:
+      like: parameters or shapes that say what the model has.
+
+    Returns:
+      Parameters by name, in the file's own sizes where only the vocabulary or the number of patches
+      differs; and what was left out because a VLA has no place for it.
 
     Raises:
       FileNotFoundError: no such file.
@@ -33,28 +64,63 @@ def load_params(path: str | Path, like: Params) -> Params:
     if not path.exists():
         raise FileNotFoundError(f"no parameter file {path}: check train.init_from")
     try:
-        with np.load(path) as file:
-            stored = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as e:
+        with path.open("rb") as opened, np.load(opened) as file:
+            stored = {key.removeprefix("params/"): file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"{path} is not a readable npz parameter file: {e}") from e
-    wanted = {
-        "params/" + "/".join(str(k.key) for k in key): leaf
-        for key, leaf in jax.tree_util.tree_leaves_with_path(like)
-    }
-    problems = [f"missing: {k} {tuple(v.shape)}" for k, v in wanted.items() if k not in stored]
-    problems += [f"unexplained: {k} {v.shape}" for k, v in stored.items() if k not in wanted]
-    problems += [
-        f"wrong shape: {k} is {stored[k].shape}, the model has {tuple(v.shape)}"
-        for k, v in wanted.items()
-        if k in stored and stored[k].shape != tuple(v.shape)
+    alone = not any(key.startswith(("img/", "llm/")) for key in stored)
+    if alone:  # a ViT by itself; its head is a classifier
+        stored = {f"img/{k}": v for k, v in stored.items()}
+    stored = _stacked(stored)
+    left_out = [k for k in stored if _has_no_place(k, alone)]
+    found = {k: v for k, v in stored.items() if k not in left_out}
+    names = {k: tuple(v.shape) for k, v in flatten(like).items()}
+    parts = tuple(p for p in ("img/", "llm/") if any(k.startswith(p) for k in found))
+    optional = () if "llm/" in parts else ("img/head/",)
+    problems = [
+        f"missing: params/{k} {v}"
+        for k, v in names.items()
+        if k.startswith(parts) and k not in found and not k.startswith(optional)
     ]
+    problems += [f"unexplained: params/{k} {v.shape}" for k, v in found.items() if k not in names]
+    problems += [
+        f"wrong shape: params/{k} is {v.shape}, the model has {names[k]}"
+        for k, v in found.items()
+        if k in names and not _resizable(k, v.shape, names[k])
+    ]
+    _require_none(problems, path)
+    return found, left_out
+
+
+def _stacked(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`encoderblock_0`, `encoderblock_1`, ... as one tensor with a leading layer axis."""
+    layers: dict[str, dict[int, np.ndarray]] = {}
+    stacked = {}
+    for key, value in stored.items():
+        if match := _LAYER.fullmatch(key):
+            layers.setdefault(f"{match[1]}/{match[3]}", {})[int(match[2])] = value
+        else:
+            stacked[key] = value
+    for key, values in layers.items():
+        stacked[key] = np.stack([values[i] for i in sorted(values)])
+    return stacked
+
+
+def _has_no_place(name: str, alone: bool) -> bool:
+    head = alone and name.startswith("img/head/")
+    return head or any(name == n or (n.endswith("/") and name.startswith(n)) for n in _NO_PLACE)
+
+
+def _resizable(name: str, shape: tuple[int, ...], want: tuple[int, ...]) -> bool:
+    axis = {"llm/embedder/input_embedding": 0, "img/pos_embedding": 1}.get(name)
+    return len(shape) == len(want) and all(
+        a == b or i == axis for i, (a, b) in enumerate(zip(shape, want))
+    )
+
+
+def _require_none(problems: list[str], path: str | Path) -> None:
     if problems:
         raise ValueError(
             f"{path} does not fit the model (another preset or image size?):\n  "
             + "\n  ".join(problems)
         )
-
-    def one(key, _):
-        return stored["params/" + "/".join(str(k.key) for k in key)].astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(one, like)

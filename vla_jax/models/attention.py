@@ -4,39 +4,98 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+
+from vla_jax.models.presets import AttentionBackend
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    backend: AttentionBackend = "xla",
+) -> jax.Array:
     """Scaled dot-product attention with grouped queries; softmax in float32.
 
     Args:
       q: [B, T, N, H].
       k, v: [B, S, K, H] with N a multiple of K.
       mask: bool [B, T, S], True where T may look at S; None for all.
+      scale: of the products; None: H ** -0.5.
+      softcap: products become softcap * tanh(product / softcap).
 
     Returns:
       [B, T, N, H] in q's dtype.
     """
     b, t, n, h = q.shape
+    scale = h**-0.5 if scale is None else scale
+    if backend != "xla" and t > 1:  # one query at a time has nothing to save
+        return _FUSED[backend](q, k, v, mask, scale, softcap)
     num_kv = k.shape[2]
     q = q.reshape(b, t, num_kv, n // num_kv, h)
-    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * h**-0.5
+    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * scale
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
     if mask is not None:
         logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
     probabilities = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
     return jnp.einsum("BKGTS,BSKH->BTKGH", probabilities, v).reshape(b, t, n, h)
 
 
-def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+def _cudnn(q, k, v, mask, scale: float, softcap: float | None) -> jax.Array:
+    assert softcap is None, "ModelConfig refuses it"
+    mask = None if mask is None else mask[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="cudnn")
+
+
+_SPLASH_BLOCK = 128
+
+
+def _splash(q, k, v, mask, scale: float, softcap: float | None) -> jax.Array:
+    """Pallas' kernel skips what is masked block by block; rows are padded to whole blocks."""
+    b, t, n, _ = q.shape
+    mask = jnp.ones((b, t, k.shape[1]), bool) if mask is None else mask
+
+    def padded(x: jax.Array, *axes: int) -> jax.Array:
+        pad = [(0, -x.shape[i] % _SPLASH_BLOCK if i in axes else 0) for i in range(x.ndim)]
+        return jnp.pad(x, pad)
+
+    def row(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        """One row of the batch; axes N T H, K S H and T S."""
+        kernel = splash_attention.make_splash_mha_single_device(
+            jnp.broadcast_to(mask, (n, *mask.shape)),
+            attn_logits_soft_cap=softcap,
+            interpret=jax.default_backend() != "tpu",
+        )
+        return kernel(q * scale, k, v)
+
+    heads_first = (padded(x.swapaxes(1, 2), 2) for x in (q, k, v))
+    out = jax.vmap(row)(*heads_first, padded(mask, 1, 2))
+    return out[:, :, :t].swapaxes(1, 2)
+
+
+_FUSED = {"cudnn": _cudnn, "splash": _splash}
+
+
+def rope_frequencies(head_dim: int, base: float) -> jax.Array:
+    """Radians per position, float32 [H / 2]."""
+    half = head_dim // 2
+    return base ** -(jnp.arange(half, dtype=jnp.float32) / half)
+
+
+def rope(x: jax.Array, positions: jax.Array, frequencies: jax.Array) -> jax.Array:
     """Rotary position embedding (arXiv 2104.09864), halves rotated against each other.
 
     Args:
       x: [B, T, N, H].
       positions: int [B, T].
+      frequencies: see `rope_frequencies`.
     """
-    half = x.shape[-1] // 2
-    inverse_period = base ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None, None].astype(jnp.float32) * inverse_period  # B T 1 H/2
+    angle = positions[..., None, None].astype(jnp.float32) * frequencies  # B T 1 H/2
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)

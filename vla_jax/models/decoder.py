@@ -1,4 +1,8 @@
-"""Decoder language model with big_vision's parameter names (`llm/...`)."""
+"""Decoder language model with big_vision's parameter names (`llm/...`).
+
+One module is Gemma 1, 2 and 3, PaLM and the stand-in for UL2: `presets.DecoderConfig` says what
+differs.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vla_jax.models.attention import attend, rope
+from vla_jax.models.attention import attend, rope, rope_frequencies
 from vla_jax.models.linear import project
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.stack import layer_stack
@@ -52,6 +56,22 @@ class Weight(nn.Module):
         return self.param("w", lambda rng: normal(rng, self.shape) + start)
 
 
+class Context(NamedTuple):
+    """What every layer needs to know of the sequence.
+
+    Attributes:
+      positions: int [B, T], rotary positions.
+      mask: bool [B, T, S], who sees whom in global layers.
+      local_mask: likewise in local layers; the same where there are none.
+      start: int [], where in the cache this call writes.
+    """
+
+    positions: jax.Array
+    mask: jax.Array
+    local_mask: jax.Array
+    start: jax.Array | int
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions and an explicit cache."""
 
@@ -59,7 +79,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cache: KVCache | None, positions: jax.Array, mask: jax.Array, start
+        self, x: jax.Array, cache: KVCache | None, is_global: jax.Array, context: Context
     ) -> tuple[jax.Array, KVCache | None]:
         d = self.config.decoder
         n, k, h = d.num_heads, d.num_kv_heads, d.head_dim
@@ -67,21 +87,38 @@ class Attention(nn.Module):
         alike = jnp.roll(jnp.repeat(w_kv[0], n // k, axis=0), d.width // 2, axis=1)
         w_q = Weight((n, d.width, h), d.width, name="q_einsum")(d.query_key_similarity * alike)
         w_out = Weight((n, h, d.width), n * h, name="attn_vec_einsum")()
-        q = rope(project(x, w_q.transpose(1, 0, 2)), positions, d.rope_base)
+        q = project(x, w_q.transpose(1, 0, 2))
         keys, values = (project(x, w.transpose(1, 0, 2)) for w in w_kv)
-        keys = rope(keys, positions, d.rope_base)
+        if d.qk_norm:
+            q, keys = RMSNorm(name="_query_norm")(q), RMSNorm(name="_key_norm")(keys)
+        frequencies, mask = rope_frequencies(h, d.rope_base) / d.rope_scale, context.mask
+        if d.window is not None:
+            local = rope_frequencies(h, d.local_rope_base)
+            frequencies = jnp.where(is_global, frequencies, local)
+            mask = jnp.where(is_global, mask, context.local_mask)
+        q = rope(q, context.positions, frequencies)
+        keys = rope(keys, context.positions, frequencies)
         if cache is not None:
-            keys = jax.lax.dynamic_update_slice_in_dim(cache.k, keys, start, axis=1)
-            values = jax.lax.dynamic_update_slice_in_dim(cache.v, values, start, axis=1)
+            keys = jax.lax.dynamic_update_slice_in_dim(cache.k, keys, context.start, axis=1)
+            values = jax.lax.dynamic_update_slice_in_dim(cache.v, values, context.start, axis=1)
             cache = KVCache(keys, values)
-        out = attend(q, keys, values, mask)
+        out = attend(
+            q,
+            keys,
+            values,
+            mask,
+            scale=(d.query_scale or h) ** -0.5,
+            softcap=d.attention_softcap,
+            backend=self.config.attention,
+        )
         return project(out, w_out, num_in=2), cache
 
 
 class FeedForward(nn.Module):
-    """GeGLU (arXiv 2002.05202) with the tanh approximation, without biases."""
+    """GeGLU with the tanh approximation, or SwiGLU (arXiv 2002.05202), without biases."""
 
     mlp_dim: int
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -89,20 +126,31 @@ class FeedForward(nn.Module):
         init = nn.initializers.normal
         gating = self.param("gating_einsum", init(width**-0.5), (2, width, self.mlp_dim))
         linear = self.param("linear", init(self.mlp_dim**-0.5), (self.mlp_dim, width))
-        y = nn.gelu(project(x, gating[0])) * project(x, gating[1])
-        return project(y, linear)
+        gate = {"gelu": nn.gelu, "silu": nn.silu}[self.activation]
+        return project(gate(project(x, gating[0])) * project(x, gating[1]), linear)
 
 
 class DecoderBlock(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, cache, positions, mask, start):
+    def __call__(self, x, cache, is_global, context):
+        d = self.config.decoder
+        attention, mlp = (
+            Attention(self.config, name="attn"),
+            FeedForward(d.mlp_dim, d.activation, name="mlp"),
+        )
         y = RMSNorm(name="pre_attention_norm")(x)
-        y, cache = Attention(self.config, name="attn")(y, cache, positions, mask, start)
-        x = x + y
-        y = RMSNorm(name="pre_ffw_norm")(x)
-        return x + FeedForward(self.config.decoder.mlp_dim, name="mlp")(y), cache
+        attended, cache = attention(y, cache, is_global, context)
+        if d.parallel_blocks:
+            return x + attended + mlp(y), cache
+        if d.post_norms:
+            attended = RMSNorm(name="post_attention_norm")(attended)
+        x = x + attended
+        y = mlp(RMSNorm(name="pre_ffw_norm")(x))
+        if d.post_norms:
+            y = RMSNorm(name="post_ffw_norm")(y)
+        return x + y, cache
 
 
 class Embedder(nn.Module):
@@ -143,6 +191,21 @@ class Embedder(nn.Module):
         return y.reshape(*x.shape[:-1], -1)
 
 
+def _within(window: int, mask: jax.Array, positions: jax.Array, keys: jax.Array) -> jax.Array:
+    """Narrows mask [B, T, S] to the last `window` positions [B, T] of keys [B, S].
+
+    Positions that see each other, a prefix, are not limited: as transformers' PaliGemma 2 has it.
+    """
+    near = positions[:, :, None] - keys[:, None, :] < window
+    if mask.shape[1] == 1:  # one more token sees, and is not seen
+        return mask & near
+    first = mask[:, :, : mask.shape[1]]
+    mutual = jnp.pad(
+        first & first.swapaxes(1, 2), ((0, 0), (0, 0), (0, near.shape[2] - first.shape[2]))
+    )
+    return mask & (near | mutual)
+
+
 class Decoder(nn.Module):
     """Embeddings in, final-normed hidden states out; logits on request."""
 
@@ -151,8 +214,7 @@ class Decoder(nn.Module):
     def setup(self):
         d = self.config.decoder
         self.embedder = Embedder(d.vocab_size, d.width, d.integer_rows)
-        b = nn.broadcast
-        stack = layer_stack(DecoderBlock, self.config, length=d.depth, in_axes=(0, b, b, b))
+        stack = layer_stack(DecoderBlock, self.config, length=d.depth, in_axes=(0, 0, nn.broadcast))
         self.layers = stack(self.config)
         self.final_norm = RMSNorm()
 
@@ -165,6 +227,7 @@ class Decoder(nn.Module):
         x: jax.Array,
         positions: jax.Array,
         mask: jax.Array,
+        key_positions: jax.Array | None = None,
         cache: KVCache | None = None,
         start: jax.Array | int = 0,
     ) -> tuple[jax.Array, KVCache | None]:
@@ -174,14 +237,23 @@ class Decoder(nn.Module):
           x: [B, T, D].
           positions: int [B, T], rotary position of each row.
           mask: bool [B, T, S]; S = T without a cache, the cache's length with one.
-          cache: keys and values so far; this call writes its own at `start`.
+          key_positions: int [B, S], of what is looked at; None: `positions`.
+          cache: keys and values so far; this call writes its own at `start`, which is 0 unless T
+            is 1.
 
         Returns:
           hidden states after the final norm [B, T, D], and the new cache.
         """
-        x, cache = self.layers(x, cache, positions, mask, start)
+        d = self.config.decoder
+        keys = positions if key_positions is None else key_positions
+        local_mask = mask if d.window is None else _within(d.window, mask, positions, keys)
+        is_global = jnp.array([d.is_global(layer) for layer in range(d.depth)])
+        context = Context(positions, mask, local_mask, start)
+        x, cache = self.layers(x, cache, is_global, context)
         return self.final_norm(x), cache
 
     def logits(self, x: jax.Array, rows: jax.Array | None = None) -> jax.Array:
-        """Hidden states [..., D] -> float32 logits [..., V or len(rows)]."""
-        return self.embedder.logits(x, rows)
+        """Hidden states [..., D] -> float32 logits [..., V or len(rows)], soft-capped."""
+        logits = self.embedder.logits(x, rows)
+        cap = self.config.decoder.logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)

@@ -24,10 +24,11 @@ def project(x: jax.Array, kernel: jax.Array, num_in: int = 1) -> jax.Array:
 
 
 class Dense(nn.Module):
-    """Linear layer with bias over the last `num_in` axes; parameters `kernel` and `bias`."""
+    """Linear layer over the last `num_in` axes; parameters `kernel` and, unless without, `bias`."""
 
     features: tuple[int, ...]
     num_in: int = 1
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -38,18 +39,23 @@ class Dense(nn.Module):
         )
         init = nn.initializers.lecun_normal(*axes)
         kernel = self.param("kernel", init, (*inputs, *self.features))
-        bias = self.param("bias", nn.initializers.zeros, self.features)
-        return project(x, kernel, self.num_in) + bias.astype(x.dtype)
+        y = project(x, kernel, self.num_in)
+        if not self.bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, self.features).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation in float32 (epsilon 1e-6); parameters `scale` and `bias`."""
+    """Layer normalisation in float32 (epsilon 1e-6); `scale` and, unless without, `bias`."""
+
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, -1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + 1e-6)
-        return (y * scale + bias).astype(x.dtype)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + 1e-6) * scale
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return y.astype(x.dtype)

@@ -56,15 +56,20 @@ class Convolution(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention with biases."""
+    """Multi-head attention among all patches."""
 
-    num_heads: int
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        heads = (self.num_heads, x.shape[-1] // self.num_heads)
-        q, k, v = (Dense(heads, name=name)(x) for name in ("query", "key", "value"))
-        return Dense((x.shape[-1],), num_in=2, name="out")(attend(q, k, v, None))
+        vit = self.config.vit
+        heads = (vit.num_heads, vit.width // vit.num_heads)
+        q, k, v = (Dense(heads, bias=vit.biases, name=n)(x) for n in ("query", "key", "value"))
+        if vit.qk_norm:
+            q = LayerNorm(bias=vit.biases, name="query_ln")(q)
+            k = LayerNorm(bias=vit.biases, name="key_ln")(k)
+        y = attend(q, k, v, None, backend=self.config.attention)
+        return Dense((vit.width,), num_in=2, name="out")(y)
 
 
 class MlpBlock(nn.Module):
@@ -77,15 +82,18 @@ class MlpBlock(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    num_heads: int
-    mlp_dim: int
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        y = LayerNorm(name="LayerNorm_0")(x)
-        x = x + SelfAttention(self.num_heads, name="MultiHeadDotProductAttention_0")(y)
-        y = LayerNorm(name="LayerNorm_1")(x)
-        return x + MlpBlock(self.mlp_dim, name="MlpBlock_0")(y), None
+        vit = self.config.vit
+        attention = SelfAttention(self.config, name="MultiHeadDotProductAttention_0")
+        mlp = MlpBlock(vit.mlp_dim, name="MlpBlock_0")
+        y = LayerNorm(bias=vit.biases, name="LayerNorm_0")(x)
+        if vit.parallel_blocks:
+            return x + attention(y) + mlp(y), None
+        x = x + attention(y)
+        return x + mlp(LayerNorm(bias=vit.biases, name="LayerNorm_1")(x)), None
 
 
 class Encoder(nn.Module):
@@ -95,8 +103,8 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         vit = self.config.vit
         block = layer_stack(EncoderBlock, self.config, length=vit.depth)
-        x, _ = block(vit.num_heads, vit.mlp_dim, name="encoderblock")(x)
-        return LayerNorm(name="encoder_norm")(x)
+        x, _ = block(self.config, name="encoderblock")(x)
+        return LayerNorm(bias=vit.biases, name="encoder_norm")(x)
 
 
 def position_curves(patches: int, width: int, base: float) -> jax.Array:

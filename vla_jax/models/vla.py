@@ -103,7 +103,8 @@ class Vla(nn.Module):
         mask = self._mask(seen, jnp.zeros_like(seen), starts)
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, max_new_tokens)))
         seen = jnp.pad(seen, ((0, 0), (0, max_new_tokens)))
-        hidden, cache = self.llm(x, positions, mask, cache, 0)
+        key_positions = jnp.pad(positions, ((0, 0), (0, max_new_tokens)))
+        hidden, cache = self.llm(x, positions, mask, key_positions, cache, 0)
         assert cache is not None
         return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], cache, seen
 
@@ -115,9 +116,14 @@ class Vla(nn.Module):
         Returns hidden [B, D], the cache and `seen` as `prefill` does.
         """
         seen = seen.at[:, start].set(True)
-        positions = jnp.sum(seen, axis=1, keepdims=True) - 1
+        positions = _positions(seen)
         hidden, new_cache = self.llm(
-            self.llm.embed(tokens[:, None]), positions, seen[:, None, :], cache, start
+            self.llm.embed(tokens[:, None]),
+            positions[:, -1:],
+            seen[:, None],
+            positions,
+            cache,
+            start,
         )
         assert new_cache is not None
         return hidden[:, 0], new_cache, seen

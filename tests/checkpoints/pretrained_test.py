@@ -1,0 +1,146 @@
+"""Published weights in every form that `train.init_from` takes."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from vla_jax.checkpoints.params_file import load_params, save_params
+from vla_jax.checkpoints.pretrained import change_table, is_pretrained, load_pretrained
+from vla_jax.checkpoints.tree import flatten, unflatten
+from vla_jax.models.presets import PRESETS, DecoderConfig, ModelConfig, VitConfig
+from vla_jax.models.vla import init_params
+
+GEMMA3 = DecoderConfig(
+    32, 6, 64, 4, 1, 8, 99, post_norms=True, qk_norm=True, window=5, global_every=6, rope_base=1e6
+)
+
+
+@pytest.fixture
+def config(monkeypatch) -> ModelConfig:
+    monkeypatch.setitem(PRESETS, "small", (VitConfig(24, 2, 44, 3, 7), GEMMA3))
+    return ModelConfig("small", image_size=21, compute_dtype="float32")
+
+
+def _fresh(config: ModelConfig, seed: int = 0):
+    return jax.jit(lambda: init_params(config, jax.random.key(seed)))()
+
+
+def _init(config: ModelConfig, seed: int = 0):
+    params = _fresh(config, seed)
+    # Norms too: fresh ones are all 0 or 1, and would hide a mix-up.
+    noise = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: x + noise.normal(0, 0.1, x.shape).astype(np.float32), params)
+
+
+def _load(path, config: ModelConfig):
+    like = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return load_pretrained(path, like, lambda: _fresh(config))
+
+
+def _same(a, b) -> bool:
+    a, b = flatten(a), flatten(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_npz_round_trip(config, tmp_path):
+    params = _init(config)
+    save_params(tmp_path / "a.npz", params)
+    again, changes = _load(tmp_path / "a.npz", config)
+    assert _same(again, params) and {c.status for c in changes} == {"loaded"}
+    assert change_table(changes) == f"{len(flatten(params))} loaded"
+    assert is_pretrained(tmp_path / "a.npz") and not is_pretrained(tmp_path)
+
+
+def test_encoder_alone_with_single_layers(config, tmp_path):
+    """big_vision's SigLIP: layers apart, a pooling head, a text tower; another image size."""
+    params = _init(config)
+    stored = {}
+    for name, x in flatten(params["img"]).items():
+        if "encoderblock/" in name:
+            for i, layer in enumerate(np.asarray(x)):
+                stored[f"params/img/{name.replace('block/', f'block_{i}/')}"] = layer
+        elif not name.startswith("head/"):
+            stored[f"params/img/{name}"] = np.asarray(x)
+    stored["params/img/MAPHead_0/probe"] = stored["params/txt/head/bias"] = np.zeros(3)
+    np.savez(tmp_path / "siglip.npz", **stored)
+    larger = ModelConfig("small", image_size=28, compute_dtype="float32")
+    again, changes = _load(tmp_path / "siglip.npz", larger)
+    by_status = {s: [c.name for c in changes if c.status == s] for s in ("resized", "left out")}
+    assert by_status["resized"] == ["img/pos_embedding"]
+    assert sorted(by_status["left out"]) == ["img/MAPHead_0/probe", "txt/head/bias"]
+    for name, x in flatten(again["img"]).items():
+        if not name.startswith(("head/", "pos_")):
+            assert np.array_equal(x, flatten(params["img"])[name]), name
+    fresh = flatten(_fresh(larger))
+    named = [c.name for c in changes if c.status == "fresh"]
+    assert named == [k for k in fresh if k.startswith(("img/head/", "llm/"))]
+    assert all(np.array_equal(flatten(again)[k], fresh[k]) for k in named)
+    assert "  fresh    img/head/kernel  (24, 32)" in change_table(changes)
+
+
+def test_gguf_of_gemma_3(config, tmp_path):
+    """A file written by gguf's own writer; its norms hold the 1 that ours leave out."""
+    gguf = pytest.importorskip("gguf")
+    params = _init(config)["llm"]
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "gemma3")
+    llm = {k: np.asarray(v) for k, v in flatten(params).items()}
+    writer.add_tensor("token_embd.weight", llm["embedder/input_embedding"])
+    writer.add_tensor("output_norm.weight", llm["final_norm/scale"] + 1)
+    for i in range(GEMMA3.depth):
+        layer = {k.removeprefix("layers/"): v[i] for k, v in llm.items() if k.startswith("layers/")}
+        rows = lambda w: w.transpose(0, 2, 1).reshape(-1, GEMMA3.width)  # noqa: E731
+        q, (k, v) = layer["attn/q_einsum/w"], layer["attn/kv_einsum/w"]
+        tensors = {
+            "attn_q": rows(q),
+            "attn_k": rows(k),
+            "attn_v": rows(v),
+            "attn_output": layer["attn/attn_vec_einsum/w"].reshape(-1, GEMMA3.width).T,
+            "ffn_gate": layer["mlp/gating_einsum"][0].T,
+            "ffn_up": layer["mlp/gating_einsum"][1].T,
+            "ffn_down": layer["mlp/linear"].T,
+            "attn_norm": layer["pre_attention_norm/scale"] + 1,
+            "post_attention_norm": layer["post_attention_norm/scale"] + 1,
+            "ffn_norm": layer["pre_ffw_norm/scale"] + 1,
+            "post_ffw_norm": layer["post_ffw_norm/scale"] + 1,
+            "attn_q_norm": layer["attn/_query_norm/scale"] + 1,
+            "attn_k_norm": layer["attn/_key_norm/scale"] + 1,
+        }
+        for name, x in tensors.items():
+            writer.add_tensor(f"blk.{i}.{name}.weight", np.ascontiguousarray(x))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    again, changes = _load(tmp_path / "model.gguf", config)
+    for name, x in flatten(params).items():
+        np.testing.assert_allclose(flatten(again["llm"])[name], x, atol=1e-6, err_msg=name)
+    assert {c.name.split("/")[0] for c in changes if c.status == "fresh"} == {"img"}
+    whole = (tmp_path / "model.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut\.gguf"):
+        _load(tmp_path / "cut.gguf", config)
+
+
+def test_what_does_not_fit_is_named(config, tmp_path):
+    params = {k: np.asarray(v) for k, v in flatten(_init(config)).items()}
+    del params["img/head/bias"]
+    params["llm/extra"] = np.zeros(2, np.float32)
+    params["llm/final_norm/scale"] = np.zeros(7, np.float32)
+    save_params(tmp_path / "a.npz", unflatten(params))
+    for load in (_load, lambda p, c: load_params(p, _init(c))):
+        with pytest.raises(ValueError) as error:
+            load(tmp_path / "a.npz", config)
+        assert r"missing: params/img/head/bias (32,)" in str(error.value)
+        assert r"unexplained: params/llm/extra (2,)" in str(error.value)
+        assert r"params/llm/final_norm/scale is (7,), the model has (32,)" in str(error.value)
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:3000])
+    with pytest.raises(ValueError, match=r"cut\.npz is not a readable npz"):
+        _load(tmp_path / "cut.npz", config)
+    with pytest.raises(FileNotFoundError, match=r"none\.npz: check train\.init_from"):
+        _load(tmp_path / "none.npz", config)
+    (tmp_path / "a.bin").write_text("")
+    with pytest.raises(ValueError, match=r"a\.bin: it is not a big_vision \.npz"):
+        _load(tmp_path / "a.bin", config)

@@ -1,0 +1,85 @@
+"""Presets have the published sizes; every field of a config changes something."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from vla_jax.models.presets import DECODERS, PRESETS, VITS, ModelConfig
+from vla_jax.models.vla import init_params
+
+
+def _count(tree) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def _shapes(config: ModelConfig):
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+# Millions of parameters as published, the source beside each, and how far ours may be off.
+VIT_SIZES = {
+    "B/16": (85.8, 0.01),  # arXiv 2010.11929, table 1: 86M
+    "L/16": (303.3, 0.01),  # likewise: 307M with the classifier
+    "So400m/14": (412.4, 0.005),  # PaliGemma's vision tower: 412.4M in its published checkpoint
+    "g/14": (1011, 0.01),  # arXiv 2106.04560, table 2
+    "G/14": (1843, 0.01),  # likewise
+    "e/14": (3926 - 68, 0.02),  # arXiv 2209.06794: 3.9B, with a pooling head as big as a block
+    "22B/14": (21_743, 0.005),  # arXiv 2302.05442, table 1
+}
+# (embedding, the rest).
+DECODER_SIZES = {
+    "gemma_2b": (524.6 + 2.4, 1981.9, 0.005),  # arXiv 2403.08295, table 2; 1,152 more tokens
+    "gemma2_2b": (590.1, 2024.5, 0.005),  # arXiv 2408.00118, table 2
+    "gemma2_9b": (918.0, 8324.2, 0.005),
+    "gemma2_27b": (1180.0, 26_047.5, 0.005),
+    "gemma3_270m": (170.0, 100.0, 0.02),  # its model card
+    "gemma3_1b": (302.0, 698.0, 0.005),  # arXiv 2503.19786, table 1
+    "gemma3_4b": (675.0, 3209.0, 0.01),
+    "palm_8b": (1048.6, 8630.0 - 1048.6, 0.005),  # arXiv 2204.02311, table 1: 8.63B
+    "ul2_32b": (1536.7, 32_000 - 1536.7, 0.02),  # arXiv 2305.18565: 32B
+    "ul2_3b": (768.3, 3000 - 768.3, 0.2),  # arXiv 2307.15818: 3B; shapes are not published
+}
+WHOLE_SIZES = {
+    "paligemma_3b": (2923.3, 0.001),  # its checkpoint
+    "paligemma2_3b": (3032.2, 0.001),  # likewise
+    "paligemma2_10b": (9660, 0.005),
+    "paligemma2_28b": (27_650, 0.005),
+    "gemma3_270m_vla": (268 + 86, 0.01),
+    "rt2_pali_3b": (5000, 0.1),  # arXiv 2310.09199 on the same parts: 5B
+    "rt2_pali_x_5b": (5000, 0.1),  # arXiv 2307.15818
+    "rt2_palm_e_12b": (12_500, 0.02),  # arXiv 2303.03378: 8B + 4B
+    "rt2_pali_x_55b": (54_000, 0.025),  # arXiv 2305.18565: 22B + 32B
+}
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_vit_size(name, monkeypatch):
+    monkeypatch.setitem(PRESETS, "it", (VITS[name], PRESETS["tiny"][1]))
+    config = ModelConfig("it", image_size=224)
+    tree = dict(_shapes(config)["img"])
+    tree.pop("head")
+    millions, tolerance = VIT_SIZES[name]
+    assert _count(tree) / 1e6 == pytest.approx(millions, rel=tolerance)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder_size(name, monkeypatch):
+    monkeypatch.setitem(PRESETS, "it", (PRESETS["tiny"][0], DECODERS[name]))
+    tree = _shapes(ModelConfig("it", image_size=28))["llm"]
+    embedding = _count(tree["embedder"]) / 1e6
+    table, rest, tolerance = DECODER_SIZES[name]
+    assert embedding == pytest.approx(table, rel=tolerance)
+    assert _count(tree) / 1e6 - embedding == pytest.approx(rest, rel=tolerance)
+
+
+@pytest.mark.parametrize("name", WHOLE_SIZES)
+def test_size_of_the_whole(name):
+    millions, tolerance = WHOLE_SIZES[name]
+    assert _count(_shapes(ModelConfig(name))) / 1e6 == pytest.approx(millions, rel=tolerance)
+
+
+def test_every_published_size_is_tested():
+    assert set(WHOLE_SIZES) == set(PRESETS) - {"tiny", "demo"}
+    assert set(VIT_SIZES) == set(VITS) and set(DECODER_SIZES) == set(DECODERS)
