@@ -31,7 +31,7 @@ import numpy as np
 
 from vla_jax.corpus.concepts import SPLITS
 from vla_jax.corpus.dataset import Corpus
-from vla_jax.corpus.patches import GRIPPER
+from vla_jax.corpus.patches import GRIPPER, OPEN
 from vla_jax.corpus.pictures import COLORS, PictureBank
 from vla_jax.data.packing import pack_row
 from vla_jax.data.sequence import SequenceBuilder
@@ -41,7 +41,8 @@ from vla_jax.types import Batch, Example
 MAX_TOKENS, MAX_ANSWER_TOKENS = 80, 48
 # Texts per picture, tokens of the row that holds them, answer tokens in it.
 ROWS = {"patches": (1, 64, 48), "answers": (9, 128, 60)}
-PATCH, WORDS = 16, 3
+PATCH = 16
+NAME_TOKENS, WORDS = 3, 5  # of a name, and with what else a patch is labelled
 SLOTS_PER_WORKER = 2
 
 
@@ -69,24 +70,24 @@ def _views(buffer: memoryview, args) -> dict[str, np.ndarray]:
     return views
 
 
-def _name_tokens(vocabulary: Vocabulary, names: Sequence[str]) -> np.ndarray:
-    """int32 [P, W]: the first tokens of each patch's name, PAD alone for background."""
-    rows = np.full((len(names), WORDS), -1, np.int32)
+def _label_tokens(vocabulary: Vocabulary, labels: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """int32 [P, W]: the first tokens of each patch's words, PAD alone for background."""
+    rows = np.full((len(labels), WORDS), -1, np.int32)
     rows[:, 0] = vocabulary.pad_id
-    for i, name in enumerate(names):
-        if name:
-            ids = vocabulary.encode(name)[:WORDS]
-            rows[i, : len(ids)] = ids
+    for row, words in zip(rows, labels):
+        ids = [i for word in words for i in vocabulary.encode(word)[:NAME_TOKENS]]
+        ids = list(dict.fromkeys(ids))[:WORDS]
+        row[: len(ids)] = ids
     return rows
 
 
-def _name_ids(vocabulary: Vocabulary) -> np.ndarray:
-    """int32 [K]: PAD and every id that a patch's name can have."""
+def _label_ids(vocabulary: Vocabulary) -> np.ndarray:
+    """int32 [K]: PAD and every id that a patch's label can have."""
     bank = PictureBank()
     shown = (split for split in SPLITS if split != "nowhere")
-    names = [bank.name(key) for split in shown for key in bank.concepts(split)]
-    names += [GRIPPER, *(f"{color} mat" for color in COLORS)]
-    ids = {i for name in names for i in vocabulary.encode(name)[:WORDS]}
+    words = [bank.name(key) for split in shown for key in bank.concepts(split)]
+    words += [GRIPPER, OPEN, "mat", *COLORS]
+    ids = {i for word in words for i in vocabulary.encode(word)[:NAME_TOKENS]}
     return np.array([vocabulary.pad_id, *sorted(ids)], np.int32)
 
 
@@ -127,7 +128,7 @@ def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> N
             views[slot]["source"][row] = 0
             views[slot]["patch_tokens"][row] = views[slot]["patch_places"][row] = -1
             if patches is not None:
-                tokens = _name_tokens(builder.vocabulary, patches.names)
+                tokens = _label_tokens(builder.vocabulary, patches.words)
                 views[slot]["patch_tokens"][row] = tokens
                 views[slot]["patch_places"][row] = patches.places
             for key, value in built.items():
@@ -294,7 +295,7 @@ def main() -> None:
             raise _TimeUp
 
     model = Vla(model_config)
-    name_ids = _name_ids(Vocabulary())
+    name_ids = _label_ids(Vocabulary())
     if args.stage == "patches":
         loss_fn = functools.partial(patch_label_loss, model, num_sources=1, name_ids=name_ids)
     else:
@@ -338,7 +339,7 @@ def main() -> None:
     figures = {}
     if args.stage == "answers" and args.test_examples:
         figures = measure(state["params"], model_config, builder, args)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
     card = {
         "made_by": "tools/train_vlm.py",
         "step": int(state["step"]),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
 import pytest
 
 from vla_jax.corpus.dataset import Corpus
-from vla_jax.corpus.patches import GRIPPER, NOTHING, patch_labels
+from vla_jax.corpus.patches import GRIPPER, OPEN, patch_labels
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.corpus.questions import QuestionMaker
 from vla_jax.corpus.scenes import Gripper, Mat, Placed, Scene, View
@@ -28,12 +29,9 @@ def test_names_of_a_scene_laid_out_by_hand(bank):
     """A dog over four patches, one of them by less than a quarter; a mat under part of it."""
     dog = _placed("dog", (16.0, 16.0, 36.0, 36.0))  # patch 1,1 whole; 1,2 and 2,1 a quarter
     mat = Mat("red", (40.0, 8.0), (32.0, 0.0, 48.0, 20.0), 16.0, 0.0, False, None)
-    names, places = patch_labels(Scene(View(48, True, 1.0), (dog,), (mat,)), bank, 48, 16)
-    assert np.array(names).reshape(3, 3).tolist() == [
-        [NOTHING, NOTHING, NOTHING],
-        [NOTHING, "dog", "dog"],
-        ["red mat", "dog", NOTHING],
-    ]
+    words, places = patch_labels(Scene(View(48, True, 1.0), (dog,), (mat,)), bank, 48, 16)
+    of_dog = ("dog",)
+    assert words == [(), (), (), (), of_dog, of_dog, ("red mat",), of_dog, ()]
     of_dog, of_mat, none = [138, 138], [213, 42], [-1, -1]  # 26 / 48, 40 / 48, 8 / 48 of 256
     assert places.reshape(3, 3, 2).tolist() == [
         [none, none, none],
@@ -42,18 +40,33 @@ def test_names_of_a_scene_laid_out_by_hand(bank):
     ]
 
 
-def test_a_gripper_is_marked_where_nothing_else_is(bank):
+def test_a_tile_has_a_colour_and_a_block_has_it_in_its_name(bank):
+    view = View(32, True, 1.0)
+    things = [("dog", "green", 0.0), ("red block", "red", 16.0)]
+    objects = tuple(
+        dataclasses.replace(_placed(key, (y, 0.0, y + 16.0, 16.0)), tile=tile)
+        for key, tile, y in things
+    )
+    words, _ = patch_labels(Scene(view, objects, ()), bank, 32, 16)
+    assert words == [("dog", "green"), (), ("red block",), ()]
+
+
+def test_a_gripper_is_marked_and_what_it_is_over(bank):
     dog = _placed("dog", (0.0, 16.0, 16.0, 32.0))
     view = View(48, True, 1.0)
-    names, places = patch_labels(
-        Scene(view, (dog,), (), Gripper((40.0, 24.0), 14.0, 8.0, False)), bank, 48, 16
-    )
-    assert names == [NOTHING, "dog", NOTHING, NOTHING, GRIPPER, NOTHING, NOTHING, GRIPPER, NOTHING]
+
+    def labels(gripper: Gripper):
+        return patch_labels(Scene(view, (dog,), (), gripper), bank, 48, 16)
+
+    words, places = labels(Gripper((40.0, 24.0), 14.0, 8.0, open=False))
+    its = (GRIPPER,)
+    assert words == [(), ("dog",), (), (), its, (), (), its, ()]
     assert places[[4, 7]].tolist() == [[213, 128]] * 2
-    low, _ = patch_labels(
-        Scene(view, (dog,), (), Gripper((8.0, 24.0), 2.0, 8.0, False)), bank, 48, 16
-    )
-    assert low == [NOTHING, "dog", *[NOTHING] * 7]
+    words, _ = labels(Gripper((40.0, 24.0), 14.0, 14.0, open=True))
+    assert words[4] == words[7] == (GRIPPER, OPEN)
+    words, places = labels(Gripper((8.0, 24.0), 2.0, 8.0, open=True))  # over the dog
+    assert words == [(), ("dog", GRIPPER), *[()] * 7]
+    assert places[1].tolist() == [42, 128]
 
 
 def test_the_patch_under_each_centre_has_the_thing_or_its_neighbour(bank):
@@ -61,7 +74,8 @@ def test_the_patch_under_each_centre_has_the_thing_or_its_neighbour(bank):
     maker, rng = QuestionMaker(bank, 112), random.Random(0)
     for _ in range(200):
         scene = maker.make(rng).scene
-        names = np.array(patch_labels(scene, bank, 112, 16).names).reshape(7, 7)
+        words = patch_labels(scene, bank, 112, 16).words
+        names = np.array([w[0] if w else "" for w in words]).reshape(7, 7)
         for thing in scene.objects:
             if thing.box[2] - thing.box[0] < 24 or thing.box[3] - thing.box[1] < 24:
                 continue  # may cover no quarter of any patch
@@ -78,9 +92,8 @@ def test_crowded_scenes_show_many_things_and_ask_about_them(bank):
         assert image.shape == (112, 112, 3)
         if patches is None:  # easy-vqa
             continue
-        names = patches.names
-        shown = set(names) - {NOTHING}
-        things.append(np.mean([n != NOTHING for n in names]))
+        shown = {words[0] for words in patches.words if words}
+        things.append(np.mean([bool(words) for words in patches.words]))
         questions.append(len(texts))
         for prompt, answer in texts:
             if "what is at <" in prompt:

@@ -8,21 +8,21 @@ import numpy as np
 
 from vla_jax.corpus.coordinates import point_bins
 from vla_jax.corpus.pictures import PictureBank
-from vla_jax.corpus.scenes import Box, Gripper, Scene
+from vla_jax.corpus.scenes import Box, Gripper, Placed, Scene
 
-NOTHING = ""
-GRIPPER = "gripper"
+GRIPPER, OPEN = "gripper", "open"
 
 
 class PatchLabels(NamedTuple):
     """One picture's patches, row by row.
 
     Attributes:
-      names: English name of the thing, or `NOTHING` for background.
+      words: of each patch, () for background: the English name of the thing, the colour of its
+        tile; `GRIPPER` where one is or points to; `OPEN` where it is and is.
       places: int32 [P, 2], (y, x) bins 0..255 of the whole thing's centre; -1 for background.
     """
 
-    names: list[str]
+    words: list[tuple[str, ...]]
     places: np.ndarray
 
 
@@ -30,8 +30,8 @@ def patch_labels(scene: Scene, bank: PictureBank, size: int, patch: int) -> Patc
     """Labels each patch with the thing that covers most of it.
 
     A picture counts from a quarter of the patch on, a mat ("red mat") from half of it; pictures lie
-    on top of mats. A gripper counts where its palm is, where its dot is, and between its fingers,
-    unless there is a picture.
+    on top of mats. A gripper counts where its palm is, where its dot is, and between its fingers;
+    if there is a picture, that picture is over which it is, or which it holds.
 
     Args:
       size, patch: side of the image and of a patch, pixels.
@@ -39,31 +39,44 @@ def patch_labels(scene: Scene, bank: PictureBank, size: int, patch: int) -> Patc
     side = size // patch
     best = np.zeros((side, side))
     which = np.full((side, side), -1)
-    things = [(f"{mat.color} mat", mat.center) for mat in scene.mats]
-    things += [(bank.name(thing.key), thing.center) for thing in scene.objects]
-    if scene.gripper is not None:
-        things.append((GRIPPER, scene.gripper.dot))
+    things: list[tuple[str, ...]] = [(f"{mat.color} mat",) for mat in scene.mats]
+    things += [_words(thing, bank) for thing in scene.objects]
+    centers = [thing.center for thing in (*scene.mats, *scene.objects)]
     for number, mat in enumerate(scene.mats):
         _cover(which, best, number, _overlap(mat.box, side, patch), 0.5)
     best[:] = 0
     for number, thing in enumerate(scene.objects, len(scene.mats)):
         _cover(which, best, number, _overlap(thing.box, side, patch), 0.25)
-    if scene.gripper is not None:
-        _mark_gripper(which, scene.gripper, len(things) - 1, size, patch)
     numbers = which.reshape(-1)
-    names = [things[n][0] if n >= 0 else NOTHING for n in numbers]
-    places = [point_bins(things[n][1], size) if n >= 0 else (-1, -1) for n in numbers]
-    return PatchLabels(names, np.asarray(places, np.int32))
+    words = [things[n] if n >= 0 else () for n in numbers]
+    places = [point_bins(centers[n], size) if n >= 0 else (-1, -1) for n in numbers]
+    if scene.gripper is not None:
+        its_words = (GRIPPER, OPEN) if scene.gripper.open else (GRIPPER,)
+        for spot in _gripper_patches(scene.gripper, size, patch):
+            if numbers[spot] >= len(scene.mats):
+                words[spot] = (*words[spot], GRIPPER)
+            else:
+                words[spot], places[spot] = its_words, point_bins(scene.gripper.dot, size)
+    return PatchLabels(words, np.asarray(places, np.int32))
 
 
-def _mark_gripper(which: np.ndarray, gripper: Gripper, number: int, size: int, patch: int) -> None:
+def _words(thing: Placed, bank: PictureBank) -> tuple[str, ...]:
+    name = bank.name(thing.key)
+    is_block = bank.category(thing.key) == "block"
+    return (name, thing.tile) if thing.tile and not is_block else (name,)
+
+
+def _gripper_patches(gripper: Gripper, size: int, patch: int) -> set[int]:
+    """Of its dot, of what is between its fingers, and of its palm."""
     y, x = gripper.dot
     tip = y - gripper.lift_px
-    pictures = which >= 0
+    side = size // patch
+    found = set()
     for row, column in ((y, x), (tip - 0.03 * size, x), (tip - 0.08 * size, x)):
-        place = tuple(min(len(which) - 1, max(0, int(v // patch))) for v in (row, column))
-        if row >= 0 and not pictures[place]:
-            which[place] = number
+        if row >= 0:
+            i, j = (min(side - 1, max(0, int(v // patch))) for v in (row, column))
+            found.add(i * side + j)
+    return found
 
 
 def _cover(

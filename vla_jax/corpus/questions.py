@@ -336,20 +336,24 @@ def _color(maker: QuestionMaker, rng: random.Random) -> Sample | None:
     return maker.sample(scene, "color", question, answer)
 
 
-def _count(maker: QuestionMaker, rng: random.Random) -> Sample | None:
-    if rng.random() < 0.4:
-        scene = maker.scene(rng, 1, 5)
-        if any(maker.bank.category(o.key) == "block" for o in scene.objects):
-            return None  # is a plain block a picture?
-        return maker.sample(scene, "count", "how many pictures are there?", str(len(scene.objects)))
+def _count_all(maker: QuestionMaker, rng: random.Random) -> Sample | None:
+    scene = maker.scene(rng, 1, 5)
+    if any(maker.bank.category(o.key) == "block" for o in scene.objects):
+        return None  # is a plain block a picture?
+    question = "how many pictures are there?"
+    return maker.sample(scene, "count_all", question, str(len(scene.objects)))
 
+
+def _count(maker: QuestionMaker, rng: random.Random) -> Sample:
     def keys() -> list[str]:
         amount = rng.randint(1, 4)
         return maker.keys(rng, min(5, amount + rng.randint(0, 2)), [maker.key(rng)] * amount)
 
     scene = maker.scene_of(rng, keys)
     shown = [o.key for o in scene.objects]
-    key = rng.choice(shown)
+    # Of what is there more often than once, if anything is, in most questions.
+    several = [key for key in shown if shown.count(key) > 1]
+    key = rng.choice(several if several and rng.random() < 0.8 else shown)
     question = f"how many times do you see the {maker.bank.name(key)}?"
     return maker.sample(scene, "count", question, str(shown.count(key)))
 
@@ -406,6 +410,7 @@ _TASKS: dict[str, Callable[[QuestionMaker, random.Random], Sample | None]] = {
     "category": _category,
     "color": _color,
     "count": _count,
+    "count_all": _count_all,
     "numbers": _numbers,
     "present": _present,
 }

@@ -16,7 +16,8 @@ TASK_WEIGHTS: dict[str, float] = {
     "caption": 9,
     "category": 6,
     "color": 4,
-    "count": 4,
+    "count": 2,
+    "count_all": 2,
     "numbers": 4,
     "present": 3,
 }
@@ -24,18 +25,20 @@ TASK_WEIGHTS: dict[str, float] = {
 (arXiv 2303.03378), some web data is about what a robot sees, and none is about what one did."""
 
 PACKED_WEIGHTS: dict[str, float] = TASK_WEIGHTS | {
-    "point": 6,
-    "point_mat": 2.5,
-    "detect": 2.5,
-    "offset": 3,
+    "point": 4,
+    "point_mat": 2,
+    "detect": 2,
+    "offset": 4,
     "gripper": 2,
-    "reach": 5.5,
-    "grip": 2,
-    "over": 4,
-    "name_at": 3,
+    "reach": 6,
+    "over": 7,
+    "which": 8,
+    "relation": 2,
     "name": 1,
     "caption": 3,
-    "numbers": 8,
+    "color": 5,
+    "count": 6,
+    "numbers": 10,
     "present": 2,
 }
 """Likewise where one picture has several questions: flatter, and more of what takes long to learn
@@ -45,13 +48,15 @@ and few pictures allow to be asked."""
 # that need two objects.
 ABOUT_ANY = (
     *("point", "point_mat", "detect", "offset", "which", "relation", "name_at", "caption"),
-    *("color", "present", "category", "count", "numbers", "gripper", "reach"),
+    *("color", "present", "category", "count_all", "numbers", "gripper", "reach"),
     *("grip", "over"),
 )
 ABOUT_CROWD = (
     *("point", "point_mat", "detect", "offset", "name_at", "present", "gripper", "reach"),
     *("grip", "over"),
 )
-ABOUT_REPEATED = ("point_mat", "count", "present", "gripper", "grip")
-NEED_SEVERAL = ("offset", "which", "relation", "name_at", "category", "count", "numbers")
+ABOUT_REPEATED = ("point_mat", "count", "count_all", "present", "gripper", "grip")
+NEED_SEVERAL = (
+    *("offset", "which", "relation", "name_at", "category", "count", "count_all", "numbers"),
+)
 ABOUT_SEVERAL = ("offset", "which", "relation", "name_at")
