@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from vla_jax.checkpoints.hugging_face import TheirFile, read_hugging_face, write_hugging_face
 from vla_jax.checkpoints.tree import flatten, unflatten
-from vla_jax.decoding.sampler import make_text_decoder
+from vla_jax.decoding.sampler import make_decoder
 from vla_jax.models.attention import prefix_lm_mask
 from vla_jax.models.presets import PRESETS, ModelConfig
 from vla_jax.models.vla import Vla, init_params
@@ -101,9 +101,10 @@ def test_greedy_generation(model):
     """Prefill and cached steps over a batch of different prompts; theirs one by one."""
     config, params, expected = model
     count = expected["greedy"].shape[1]
-    decode = make_text_decoder(config, max_new_tokens=count, eos_id=-1, pad_id=0)
+    decode = make_decoder(config, "text", max_answer_tokens=count, eos_id=-1, pad_id=0)
     valid = np.arange(expected["tokens"].shape[1]) < expected["prompt"][:, None]
-    got = decode(params, expected["images"][:, None], expected["tokens"], valid)
+    cold = np.zeros(3, np.float32), np.zeros(3, np.int32)
+    got = decode(params, expected["images"][:, None], expected["tokens"], valid, *cold)
     assert np.array_equal(got, expected["greedy"])
 
 

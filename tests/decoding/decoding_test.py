@@ -73,13 +73,15 @@ INSTRUCTIONS = ["pick the dog", "put the red block on the blue mat", "push the c
 def test_actions_equal_the_slow_way():
     policy, images = _policy(), _images(3)
     got = policy.act(images, INSTRUCTIONS)
-    ids, legal = policy.action_tokenizer.token_ids, policy.action_tokenizer.legal()
+    ids, legal = policy.action_tokenizer.automaton[:2]
     for row in range(3):
         want = _greedy(
             policy, images[row], robot_prompt(INSTRUCTIONS[row]), 8, lambda i: ids[legal[i]]
         )
         assert got.ids[row].tolist() == want
-    np.testing.assert_array_equal(got.actions, policy.action_tokenizer.decode(got.ids))
+    for row in range(3):
+        want = policy.action_tokenizer.decode(got.ids[row])
+        np.testing.assert_array_equal(got.actions[row], want)
 
 
 def test_answers_equal_the_slow_way():

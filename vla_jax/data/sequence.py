@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.types import Example
 
@@ -35,7 +35,7 @@ class SequenceBuilder:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        action_tokenizer: UniformTokenizer | None,
+        action_tokenizer: ActionTokenizer | None,
         *,
         max_tokens: int,
         max_answer_tokens: int,
@@ -45,10 +45,11 @@ class SequenceBuilder:
                 f"max_answer_tokens {max_answer_tokens} must be between 1 and "
                 f"max_tokens {max_tokens} - 1"
             )
-        if action_tokenizer is not None and action_tokenizer.num_tokens >= max_answer_tokens:
+        longest = 0 if action_tokenizer is None else action_tokenizer.max_tokens
+        if longest >= max_answer_tokens:
             raise ValueError(
-                f"an action is {action_tokenizer.num_tokens} tokens and an EOS: max_answer_tokens "
-                f"{max_answer_tokens} must be at least {action_tokenizer.num_tokens + 1}"
+                f"an action is up to {longest} tokens and an EOS: max_answer_tokens "
+                f"{max_answer_tokens} must be at least {longest + 1}"
             )
         self.vocabulary = vocabulary
         self.action_tokenizer = action_tokenizer
@@ -129,5 +130,5 @@ class SequenceBuilder:
             raise ValueError("a robot example needs an action tokenizer, and none is configured")
         if example.action_valid is not None and not example.action_valid.all():
             raise ValueError("uniform action tokens have no padded dimensions")
-        ids = self.action_tokenizer.encode(example.action).reshape(-1)
+        ids = self.action_tokenizer.encode(example.action)
         return [*ids.tolist(), self.vocabulary.eos_id]

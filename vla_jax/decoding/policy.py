@@ -8,17 +8,17 @@ from typing import NamedTuple
 import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
-from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.data.sequence import SequenceBuilder
-from vla_jax.decoding.sampler import make_action_decoder, make_text_decoder
+from vla_jax.decoding.sampler import make_decoder
 from vla_jax.models.presets import ModelConfig
 from vla_jax.text.prompts import question_prompt, robot_prompt
 from vla_jax.types import Params
 
 
 class ActResult(NamedTuple):
-    actions: np.ndarray  # float32 [B, A], physical units
-    ids: np.ndarray  # int32 [B, A], the action tokens
+    actions: np.ndarray  # float32 [B, C, A], physical units
+    ids: np.ndarray  # int32 [B, K], the action tokens, padded
 
 
 class Policy:
@@ -38,22 +38,19 @@ class Policy:
         self.config = config
         self.batch_size = batch_size
         self._builder = builder
-        vocabulary = builder.vocabulary
-        self._decode_text = make_text_decoder(
-            config,
-            max_new_tokens=builder.max_answer_tokens,
-            eos_id=vocabulary.eos_id,
-            pad_id=vocabulary.pad_id,
+        ends = {"eos_id": builder.vocabulary.eos_id, "pad_id": builder.vocabulary.pad_id}
+        self._decode_text = make_decoder(
+            config, "text", max_answer_tokens=builder.max_answer_tokens, **ends
         )
         tokenizer = builder.action_tokenizer
         self._decode_action = (
             None
             if tokenizer is None
-            else make_action_decoder(config, token_ids=tokenizer.token_ids, legal=tokenizer.legal())
+            else make_decoder(config, "action", automaton=tokenizer.automaton, **ends)
         )
 
     @property
-    def action_tokenizer(self) -> UniformTokenizer:
+    def action_tokenizer(self) -> ActionTokenizer:
         """Raises ValueError if the model was built without robot data."""
         if self._builder.action_tokenizer is None:
             raise ValueError("this policy has no ActionSpec: it can answer, not act")
@@ -70,7 +67,9 @@ class Policy:
           images: uint8 [B, h, w, 3], or [B, views, h, w, 3].
           questions: B texts, without the template.
         """
-        ids = self._run(self._decode_text, images, [question_prompt(q) for q in questions])
+        prompts = [question_prompt(q) for q in questions]
+        options = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), np.int32)
+        ids = self._run(self._decode_text, images, prompts, *options)
         return [self._text(row) for row in ids]
 
     def act(
@@ -81,7 +80,7 @@ class Policy:
         temperature: float = 0.0,
         seeds: Sequence[int] = (),
     ) -> ActResult:
-        """One action per row; only legal action tokens can come out.
+        """One chunk of actions per row; only legal action tokens can come out.
 
         Args:
           temperature: 0 for the likeliest token; 1 for a sample of the model's distribution.
@@ -103,7 +102,7 @@ class Policy:
             np.asarray(seeds if temperature else np.zeros(count), np.int32),
         )
         ids = self._run(self._decode_action, images, prompts, *options)
-        return ActResult(tokenizer.decode(ids), ids)
+        return ActResult(np.stack([tokenizer.decode(row) for row in ids]), ids)
 
     def _text(self, ids: np.ndarray) -> str:
         end = np.flatnonzero(ids == self._builder.vocabulary.eos_id)

@@ -1,124 +1,159 @@
-"""Decoding with a KV cache and a legality mask: greedy text, greedy or sampled actions.
+"""Decoding with a KV cache: text from the full vocabulary, actions that cannot be malformed.
 
-An action decode multiplies only the embedding rows of the action tokens (256 of them, not the
-whole vocabulary), masked per position to what is legal there: a malformed action cannot come out.
+An action tokenizer describes its legal token sequences as an automaton. Each row of a batch carries
+the automaton's state through the loop and chooses only among what is legal in it, so a malformed
+action cannot come out, whatever the logits. A batch of actions multiplies only the embedding rows
+of the action tokens (256 of them for bins, not the whole vocabulary).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from vla_jax.actions.tokenizer import Automaton
 from vla_jax.models.decoder import KVCache
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import Vla, run_model
 from vla_jax.types import Params
 
 DecodeFn = Callable[..., jax.Array]
-"""(params, images [B, views, h, w, 3], tokens [B, T], valid [B, T]) -> ids int32 [B, K]. An action
-decoder takes two more: temperature float32 [B] and seed int32 [B]."""
+"""(params, images [B, views, h, w, 3], tokens [B, T], valid [B, T], temperature float32 [B], seed
+int32 [B], and, for a decoder of both kinds, is_action bool [B]) -> ids int32 [B, K], padded."""
+
+Kind = Literal["text", "action", "both"]
 
 
 class _Loop(NamedTuple):
-    step: jax.Array  # int32 []
+    step: jax.Array  # int32 [], tokens so far
     ids: jax.Array  # int32 [B, K]
-    hidden: jax.Array  # [B, D], of the newest token
     cache: KVCache
     seen: jax.Array  # bool [B, S]
+    state: jax.Array  # int32 [B], the automaton's
     done: jax.Array  # bool [B]
 
 
-def make_text_decoder(
-    config: ModelConfig, *, max_new_tokens: int, eos_id: int, pad_id: int
+def make_decoder(
+    config: ModelConfig,
+    kind: Kind,
+    *,
+    eos_id: int,
+    pad_id: int,
+    max_answer_tokens: int = 0,
+    automaton: Automaton | None = None,
+    top_k: int = 0,
 ) -> DecodeFn:
-    """Full vocabulary; each row stops at its own EOS and is padded after it."""
-    model = Vla(config)
+    """A compiled decoder for prompts of one kind, or of both in one batch.
 
-    def pick(params: Params, hidden: jax.Array, step: jax.Array) -> jax.Array:
-        logits = run_model(model, params, hidden, method="logits")
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-    return _make_decoder(model, pick, max_new_tokens=max_new_tokens, eos_id=eos_id, pad_id=pad_id)
-
-
-def make_action_decoder(
-    config: ModelConfig, *, token_ids: np.ndarray, legal: np.ndarray
-) -> DecodeFn:
-    """Exactly one action's tokens.
-
-    Each is drawn from the model's distribution over the legal ones, sharpened by the row's
-    temperature; 0 takes the likeliest, and so does a discrete dimension always: drawing "terminate"
-    at each step would end an episode sooner or later. What a row draws follows from its seed alone,
-    whatever else is in the batch.
+    Each row stops by itself, text at its EOS, an action when it is complete, and is padded after
+    it. A token is drawn from the model's distribution sharpened by the row's temperature; 0 takes
+    the likeliest. What a row draws follows from its seed alone, whatever else is in the batch.
 
     Args:
-      token_ids: int [R], the vocabulary ids of the bins.
-      legal: bool [K, R], which bins may stand at each of the K positions.
+      max_answer_tokens: most tokens of a text answer.
+      automaton: of the action tokenizer.
+      top_k: draw among so many likeliest tokens only; 0: among all.
+
+    Raises:
+      ValueError: no automaton for actions, no room for answers, or a state without a legal token.
     """
+    if kind != "action" and max_answer_tokens < 1:
+        raise ValueError("decoding text needs max_answer_tokens >= 1")
+    if kind != "text":
+        if automaton is None:
+            raise ValueError("decoding actions needs an action tokenizer")
+        if not automaton.legal.any(axis=1).all():
+            raise ValueError("a state of the action tokenizer has no legal token")
     model = Vla(config)
-    if not legal.any(axis=1).all():
-        raise ValueError("a position has no legal action token")
+    length = max(
+        max_answer_tokens if kind != "action" else 0,
+        automaton.max_tokens if automaton is not None and kind != "text" else 0,
+    )
 
-    def noise(seed: jax.Array, step: jax.Array) -> jax.Array:
-        """Gumbel: the argmax of logits and this is a sample of their softmax."""
+    def draw(logits: jax.Array, temperature: jax.Array, seed: jax.Array, step: jax.Array):
+        """The argmax of logits plus Gumbel noise is a sample of their softmax."""
+        if top_k:
+            least = jax.lax.top_k(logits, min(top_k, logits.shape[1]))[0][:, -1:]
+            logits = jnp.where(logits < least, -jnp.inf, logits)
         keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), step))(seed)
-        return jax.vmap(lambda key: jax.random.gumbel(key, (legal.shape[1],)))(keys)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+        return jnp.argmax(logits + temperature[:, None] * noise, axis=-1)
 
-    def pick(params: Params, hidden: jax.Array, step: jax.Array, temperature, seed) -> jax.Array:
-        rows = jnp.asarray(token_ids)
-        logits = run_model(model, params, hidden, rows, method="logits")
-        allowed = jnp.asarray(legal)[step]
+    def text(logits: jax.Array, step: jax.Array, temperature, seed):
+        token = draw(logits, temperature, seed, step).astype(jnp.int32)
+        return token, (token == eos_id) | (step + 1 >= max_answer_tokens)
+
+    def action(logits: jax.Array, step: jax.Array, state: jax.Array, temperature, seed):
+        assert automaton is not None
+        states = len(automaton.legal)
+        state = jnp.minimum(state, states - 1)
         # Not -inf alone: a model whose logits are NaN or -inf still emits a legal token.
         logits = jnp.nan_to_num(logits, neginf=-1e30)
-        scale = temperature * jnp.asarray(legal.all(axis=1))[step]
-        logits += scale[:, None] * noise(seed, step)
-        logits = jnp.where(allowed, logits, -jnp.inf)
-        return rows[jnp.argmax(logits, axis=-1)]
+        logits = jnp.where(jnp.asarray(automaton.legal)[state], logits, -jnp.inf)
+        temperature = temperature * jnp.asarray(automaton.sampled)[state]
+        choice = draw(logits, temperature, seed, step)
+        after = jnp.asarray(automaton.next_state)[state, choice]
+        return jnp.asarray(automaton.token_ids)[choice], after, after == states
 
-    return _make_decoder(model, pick, max_new_tokens=len(legal), eos_id=None, pad_id=0)
+    def pick(params: Params, hidden, step, state, temperature, seed, is_action=None):
+        """Next token [B], the automaton's state after it, and whether the row is complete."""
+        if kind == "action":
+            assert automaton is not None
+            rows = jnp.asarray(automaton.token_ids)
+            logits = run_model(model, params, hidden, rows, method="logits")
+            return action(logits, step, state, temperature, seed)
+        logits = run_model(model, params, hidden, method="logits")
+        word, ended = text(logits, step, temperature, seed)
+        if kind == "text":
+            return word, state, ended
+        assert automaton is not None and is_action is not None
+        among = logits[:, jnp.asarray(automaton.token_ids)]
+        token, after, complete = action(among, step, state, temperature, seed)
+        return (
+            jnp.where(is_action, token, word),
+            jnp.where(is_action, after, state),
+            jnp.where(is_action, complete, ended),
+        )
 
-
-def _make_decoder(model: Vla, pick, *, max_new_tokens: int, eos_id: int | None, pad_id: int):
     @jax.jit
     def decode(
         params: Params, images: jax.Array, tokens: jax.Array, valid: jax.Array, *options: jax.Array
     ) -> jax.Array:
         hidden, cache, seen = run_model(
-            model, params, images, tokens, valid, max_new_tokens=max_new_tokens, method="prefill"
+            model, params, images, tokens, valid, max_new_tokens=length, method="prefill"
         )
-        batch, prefix = hidden.shape[0], seen.shape[1] - max_new_tokens
+        batch, prefix = hidden.shape[0], seen.shape[1] - length
 
-        def body(state: _Loop) -> _Loop:
-            token = pick(params, state.hidden, state.step, *options)
-            token = jnp.where(state.done, pad_id, token)
-            ids = state.ids.at[:, state.step].set(token)
-            done = state.done if eos_id is None else state.done | (token == eos_id)
-            hidden, cache, seen = run_model(
-                model,
-                params,
-                token,
-                state.cache,
-                state.seen,
-                prefix + state.step,
-                method="decode_step",
+        def append(loop: _Loop, hidden: jax.Array) -> _Loop:
+            token, state, complete = pick(params, hidden, loop.step, loop.state, *options)
+            token = jnp.where(loop.done, pad_id, token)
+            return loop._replace(
+                step=loop.step + 1,
+                ids=loop.ids.at[:, loop.step].set(token),
+                state=jnp.where(loop.done, loop.state, state),
+                done=loop.done | complete,
             )
-            return _Loop(state.step + 1, ids, hidden, cache, seen, done)
 
-        start = _Loop(
+        def body(loop: _Loop) -> _Loop:
+            newest = loop.ids[:, loop.step - 1]
+            place = prefix + loop.step - 1
+            hidden, cache, seen = run_model(
+                model, params, newest, loop.cache, loop.seen, place, method="decode_step"
+            )
+            return append(loop._replace(cache=cache, seen=seen), hidden)
+
+        nothing = _Loop(
             jnp.int32(0),
-            jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
-            hidden,
+            jnp.full((batch, length), pad_id, jnp.int32),
             cache,
             seen,
+            jnp.zeros(batch, jnp.int32),
             jnp.zeros(batch, bool),
         )
-        end = jax.lax.while_loop(
-            lambda s: (s.step < max_new_tokens) & ~jnp.all(s.done), body, start
-        )
-        return end.ids
+        running = lambda loop: (loop.step < length) & ~jnp.all(loop.done)  # noqa: E731
+        return jax.lax.while_loop(running, body, append(nothing, hidden)).ids
 
     return decode

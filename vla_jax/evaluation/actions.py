@@ -60,8 +60,8 @@ class ActionEvaluator:
         examples: list[dict[str, Any]] = []
         for batch in self._batches():
             result = policy.act(batch.images, batch.instructions)
-            wanted = tokenizer.encode(batch.actions)
-            said.append(result.actions)
+            wanted = np.stack([tokenizer.encode(action[None]) for action in batch.actions])
+            said.append(result.actions[:, 0])
             truth.append(batch.actions)
             valid.append(batch.valid)
             ids_equal.append(result.ids == wanted)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
-from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.envs.pool import Transition
 from vla_jax.evaluation.base import Result
 from vla_jax.evaluation.media import Frame, save_rollout
@@ -121,12 +121,12 @@ def policy_agent(policy: Policy, temperature: float = 0.0) -> Agent:
         instructions = [v.info["instruction"] for v in views]
         seeds = [(v.plan.seed * 1009 + v.step) % 2**31 for v in views]
         actions, ids = policy.act(images, instructions, temperature=temperature, seeds=seeds)
-        return Moves(list(actions), [policy.action_tokenizer.text(row) for row in ids])
+        return Moves(list(actions[:, 0]), [policy.action_tokenizer.text(row) for row in ids])
 
     return act
 
 
-def random_agent(spec: ActionSpec, tokenizer: UniformTokenizer | None = None) -> Agent:
+def random_agent(spec: ActionSpec, tokenizer: ActionTokenizer | None = None) -> Agent:
     """Uniform within the bounds, and never ends the episode itself.
 
     What it does depends on the episode and the step, not on what else is running.
@@ -141,7 +141,7 @@ def random_agent(spec: ActionSpec, tokenizer: UniformTokenizer | None = None) ->
             actions.append(action)
         tokens = [""] * len(actions)
         if tokenizer is not None:
-            tokens = [tokenizer.text(row) for row in tokenizer.encode(np.stack(actions))]
+            tokens = [tokenizer.text(tokenizer.encode(action[None])) for action in actions]
         return Moves(actions, tokens)
 
     return act
