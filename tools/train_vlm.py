@@ -276,7 +276,7 @@ def main() -> None:
     optimizer = make_optimizer(optimizer_config, args.steps)
     mesh = make_mesh(MeshConfig())
     init = make_init(model_config, optimizer, args.seed)
-    shardings = state_shardings(jax.eval_shape(init), optimizer, mesh)
+    shardings = state_shardings(jax.eval_shape(init), mesh)
     saved = args.out / "state.pickle"
     if saved.exists():
         state = jax.device_put(pickle.loads(saved.read_bytes()), shardings)

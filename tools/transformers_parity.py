@@ -180,7 +180,7 @@ def check_export(name: str) -> str:
     import transformers
 
     from vla_jax.checkpoints.hugging_face import TheirFile, read_hugging_face, write_hugging_face
-    from vla_jax.checkpoints.tree import unflatten
+    from vla_jax.tree import unflatten
 
     config = register(name)
     found, _ = read_hugging_face(TheirFile(GOLDEN / name), _shapes(config))

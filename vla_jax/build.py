@@ -30,6 +30,7 @@ from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import Vla, init_params
 from vla_jax.sharding.mesh import MeshConfig, make_mesh
 from vla_jax.text.vocabulary import Vocabulary
+from vla_jax.training.groups import freeze
 from vla_jax.training.losses import answer_loss
 from vla_jax.training.optimizer import make_optimizer
 from vla_jax.training.step import LossFn, TrainState, make_init, state_shardings
@@ -114,7 +115,7 @@ class TrainingRun:
 
     @property
     def loss_fn(self) -> LossFn:
-        return functools.partial(
+        loss = functools.partial(
             answer_loss,
             Vla(self.config.model),
             max_answer_tokens=self.config.data.max_answer_tokens,
@@ -122,6 +123,8 @@ class TrainingRun:
             integer_smoothing=self.config.train.integer_smoothing,
             exact_integers=self._levels,
         )
+        groups = self.config.optimizer.groups
+        return lambda params, batch: loss(freeze(params, groups), batch)
 
     @property
     def _levels(self) -> int:
@@ -184,7 +187,7 @@ def build_training(config: Config) -> TrainingRun:
         builder=make_builder(config.data, vocabulary, action_spec_of(sources)),
         optimizer=optimizer,
         abstract=abstract,
-        shardings=state_shardings(abstract, optimizer, mesh),
+        shardings=state_shardings(abstract, mesh),
     )
 
 

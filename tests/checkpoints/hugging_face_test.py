@@ -16,11 +16,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vla_jax.checkpoints.hugging_face import TheirFile, read_hugging_face, write_hugging_face
-from vla_jax.checkpoints.tree import flatten, unflatten
 from vla_jax.decoding.sampler import make_decoder
 from vla_jax.models.attention import prefix_lm_mask
 from vla_jax.models.presets import PRESETS, ModelConfig
 from vla_jax.models.vla import Vla, init_params
+from vla_jax.tree import flatten, unflatten
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden/transformers"

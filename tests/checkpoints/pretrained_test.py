@@ -8,9 +8,9 @@ import pytest
 
 from vla_jax.checkpoints.params_file import load_params, save_params
 from vla_jax.checkpoints.pretrained import change_table, is_pretrained, load_pretrained
-from vla_jax.checkpoints.tree import flatten, unflatten
 from vla_jax.models.presets import PRESETS, DecoderConfig, ModelConfig, VitConfig
 from vla_jax.models.vla import init_params
+from vla_jax.tree import flatten, unflatten
 
 GEMMA3 = DecoderConfig(
     32, 6, 64, 4, 1, 8, 99, post_norms=True, qk_norm=True, window=5, global_every=6, rope_base=1e6

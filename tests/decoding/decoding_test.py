@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vla_jax.actions.digits import DigitTokenizer
+from vla_jax.actions.fast import FastTokenizer
 from vla_jax.actions.spec import end_effector_spec
 from vla_jax.actions.uniform import UniformTokenizer
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.decoding.policy import ActResult, Policy
+from vla_jax.decoding.sampler import make_decoder
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import Vla, init_params
 from vla_jax.text.prompts import question_prompt, robot_prompt
@@ -171,3 +174,104 @@ def test_bad_requests_are_refused():
         policy.act(_images(1), ["pick the dog", "pick the cat"])
     with pytest.raises(ValueError, match="longer than the 30"):
         policy.act(_images(1), ["pick the dog " * 30])
+
+
+# Every tokenizer's automaton over the same model: bins, digits, FAST.
+_RNG = np.random.default_rng(5)
+_CHUNKS = [np.cumsum(_RNG.normal(0, 0.02, (4, 8)), axis=0).astype(np.float32) for _ in range(200)]
+TOKENIZERS = {
+    "uniform": UniformTokenizer(SPEC, VOCABULARY.action_ids),
+    "uniform chunks": UniformTokenizer(SPEC, VOCABULARY.action_ids, chunk=2),
+    "digits": DigitTokenizer(SPEC, VOCABULARY.action_ids[:10], int(VOCABULARY.action_ids[10])),
+    "fast": FastTokenizer.fit(
+        SPEC, _CHUNKS, token_ids=np.arange(1000, 1300), vocabulary=300, scale=3.0
+    ),
+}
+
+
+def _noisy(seed: int, scale: float):
+    """Random weights: the tree of `PARAMS`, every leaf drawn anew at `scale` of its own size."""
+    leaves, tree = jax.tree.flatten(PARAMS)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    drawn = [
+        scale * (jnp.std(x) + 0.1) * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)
+    ]
+    return jax.tree.unflatten(tree, drawn)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_no_malformed_action_in_a_mixed_batch(name):
+    """2,500 actions a tokenizer over random weights, prompts, temperatures and batch mixes.
+
+    Beside it, how many are well formed when the model chooses from the whole vocabulary.
+    """
+    tokenizer, rng = TOKENIZERS[name], np.random.default_rng(0)
+    ends = {"eos_id": VOCABULARY.eos_id, "pad_id": VOCABULARY.pad_id}
+    longest = tokenizer.max_tokens
+    both = make_decoder(
+        CONFIG, "both", automaton=tokenizer.automaton, max_answer_tokens=longest, **ends
+    )
+    free = make_decoder(CONFIG, "text", max_answer_tokens=longest, **ends)
+    batch, actions, well_formed = 250, 0, 0
+    images = rng.integers(0, 256, (batch, 1, 28, 28, 3), np.uint8)
+    lengths = rng.integers(2, 12, batch)
+    valid = np.arange(12) < lengths[:, None]
+    for round_ in range(20):
+        params = _noisy(round_, scale=[0.1, 1.0, 10.0][round_ % 3])
+        tokens = rng.integers(4, VOCABULARY.size, (batch, 12)).astype(np.int32)
+        temperature = rng.choice([0.0, 0.7, 2.0], batch).astype(np.float32)
+        is_action = rng.random(batch) < 0.5
+        seeds = np.arange(batch, dtype=np.int32)
+        ids = np.asarray(both(params, images, tokens, valid, temperature, seeds, is_action))
+        for row in ids[is_action]:
+            action = tokenizer.decode(row)  # refuses what is malformed
+            assert np.all((action >= SPEC.low - 1e-6) & (action <= SPEC.high + 1e-6))
+        loose = np.asarray(free(params, images, tokens, valid, temperature, seeds))
+        np.testing.assert_array_equal(ids[~is_action], loose[~is_action])
+        well_formed += sum(_is_whole(tokenizer, row) for row in loose[is_action])
+        actions += int(is_action.sum())
+    assert actions > 2400
+    print(f"{name}: {actions} actions, 0 malformed; unconstrained {actions - well_formed}")
+    assert well_formed < 0.1 * actions
+
+
+def _is_whole(tokenizer, ids: np.ndarray) -> bool:
+    try:
+        tokenizer.decode(ids)
+    except ValueError:
+        return False
+    return True
+
+
+def test_rows_of_both_kinds_equal_each_kind_alone():
+    ends = {"eos_id": VOCABULARY.eos_id, "pad_id": VOCABULARY.pad_id}
+    automaton = TOKENIZERS["uniform"].automaton
+    tokens = np.random.default_rng(3).integers(4, 4096, (6, 9)).astype(np.int32)
+    inputs = _images(6)[:, None], tokens, np.ones((6, 9), bool)
+    options = np.full(6, 0.5, np.float32), np.arange(6, dtype=np.int32)
+    is_action = np.array([True, False, False, True, True, False])
+    both = make_decoder(CONFIG, "both", automaton=automaton, max_answer_tokens=5, **ends)
+    mixed = np.asarray(both(PARAMS, *inputs, *options, is_action))
+    alone = make_decoder(CONFIG, "action", automaton=automaton, **ends)
+    words = make_decoder(CONFIG, "text", max_answer_tokens=5, **ends)
+    np.testing.assert_array_equal(mixed[is_action], alone(PARAMS, *inputs, *options)[is_action])
+    np.testing.assert_array_equal(
+        mixed[~is_action, :5], words(PARAMS, *inputs, *options)[~is_action]
+    )
+    assert (mixed[~is_action, 5:] == VOCABULARY.pad_id).all()
+
+
+def test_top_k_draws_among_the_likeliest():
+    ends = {"eos_id": VOCABULARY.eos_id, "pad_id": VOCABULARY.pad_id}
+    count = 400
+    tokens = np.tile(
+        np.random.default_rng(3).integers(4, 4096, (1, 9)).astype(np.int32), (count, 1)
+    )
+    images = np.repeat(_images(1)[:, None], count, axis=0)
+    inputs = images, tokens, np.ones((count, 9), bool)
+    options = np.full(count, 5.0, np.float32), np.arange(count, dtype=np.int32)
+    decode = make_decoder(CONFIG, "text", max_answer_tokens=1, top_k=3, **ends)
+    drawn = set(np.asarray(decode(PARAMS, *inputs, *options))[:, 0].tolist())
+    padded = np.pad(tokens[0], (0, _LENGTH - 9))
+    logits = _next_logits(PARAMS, images[0, 0], padded, np.zeros(_LENGTH, bool), 9)
+    assert drawn == set(np.argsort(np.asarray(logits))[-3:].tolist())

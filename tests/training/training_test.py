@@ -216,7 +216,7 @@ def test_resumed_run_equals_uninterrupted_bitwise(data_sets, tmp_path):
 def _losses(config: Config, mesh: MeshConfig, devices, steps: int) -> list[float]:
     run = build_training(dataclasses.replace(config, mesh=MeshConfig(-1)))
     run.mesh = make_mesh(mesh, devices)
-    run.shardings = state_shardings(run.abstract, run.optimizer, run.mesh)
+    run.shardings = state_shardings(run.abstract, run.mesh)
     state = run.fresh_state()
     step = make_train_step(run.optimizer, run.shardings, run.mesh, run.loss_fn)
     loader, losses = run.loader(0), []

@@ -17,8 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vla_jax.checkpoints.tree import flatten
 from vla_jax.models.presets import DecoderConfig, ModelConfig, VitConfig
+from vla_jax.tree import flatten
 from vla_jax.types import Params
 
 MAX_SHARD_BYTES = 5_000_000_000

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_jax.checkpoints.tree import flatten, unflatten
+from vla_jax.tree import flatten, unflatten
 from vla_jax.types import Params
 
 _LAYER = re.compile(r"(.*/encoderblock)_(\d+)/(.*)")

@@ -10,7 +10,7 @@ from vla_jax.checkpoints.gguf import read_gguf
 from vla_jax.checkpoints.hugging_face import TheirFile, read_hugging_face
 from vla_jax.checkpoints.params_file import read_params
 from vla_jax.checkpoints.surgery import Change, fit
-from vla_jax.checkpoints.tree import flatten, unflatten
+from vla_jax.tree import flatten, unflatten
 from vla_jax.types import Params
 
 FORMATS = "a big_vision .npz, .safetensors (a file, or a directory of them) or .gguf"

@@ -8,6 +8,7 @@ of the action tokens (256 of them for bins, not the whole vocabulary).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -34,6 +35,64 @@ class _Loop(NamedTuple):
     seen: jax.Array  # bool [B, S]
     state: jax.Array  # int32 [B], the automaton's
     done: jax.Array  # bool [B]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Picker:
+    """Chooses each row's next token."""
+
+    model: Vla
+    kind: Kind
+    eos_id: int
+    max_answer_tokens: int
+    automaton: Automaton | None
+    top_k: int
+
+    @property
+    def length(self) -> int:
+        """Most tokens of a row."""
+        actions = self.automaton.max_tokens if self.automaton and self.kind != "text" else 0
+        return max(actions, self.max_answer_tokens if self.kind != "action" else 0)
+
+    def __call__(
+        self, params: Params, hidden, step, state, temperature, seed, is_action=None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Next token [B], the automaton's state after it, and whether the row is complete."""
+        rows = jnp.asarray(self.automaton.token_ids) if self.automaton else None
+        if self.kind == "action":
+            logits = run_model(self.model, params, hidden, rows, method="logits")
+            return self._action(logits, step, state, temperature, seed)
+        logits = run_model(self.model, params, hidden, method="logits")
+        word = self._draw(logits, temperature, seed, step).astype(jnp.int32)
+        ended = (word == self.eos_id) | (step + 1 >= self.max_answer_tokens)
+        if self.kind == "text":
+            return word, state, ended
+        token, after, complete = self._action(logits[:, rows], step, state, temperature, seed)
+        return (
+            jnp.where(is_action, token, word),
+            jnp.where(is_action, after, state),
+            jnp.where(is_action, complete, ended),
+        )
+
+    def _action(self, logits: jax.Array, step, state, temperature, seed):
+        assert self.automaton is not None
+        ids, legal, next_state, sampled, _ = (jnp.asarray(x) for x in self.automaton)
+        state = jnp.minimum(state, len(legal) - 1)  # a complete row stays where it is
+        # Not -inf alone: a model whose logits are NaN or -inf still emits a legal token.
+        logits = jnp.nan_to_num(logits, neginf=-1e30)
+        logits = jnp.where(legal[state], logits, -jnp.inf)
+        choice = self._draw(logits, temperature * sampled[state], seed, step)
+        after = next_state[state, choice]
+        return ids[choice], after, after == len(legal)
+
+    def _draw(self, logits: jax.Array, temperature, seed, step) -> jax.Array:
+        """The argmax of logits plus Gumbel noise is a sample of their softmax."""
+        if self.top_k:
+            least = jax.lax.top_k(logits, min(self.top_k, logits.shape[1]))[0][:, -1:]
+            logits = jnp.where(logits < least, -jnp.inf, logits)
+        keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), step))(seed)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+        return jnp.argmax(logits + temperature[:, None] * noise, axis=-1)
 
 
 def make_decoder(
@@ -68,55 +127,8 @@ def make_decoder(
         if not automaton.legal.any(axis=1).all():
             raise ValueError("a state of the action tokenizer has no legal token")
     model = Vla(config)
-    length = max(
-        max_answer_tokens if kind != "action" else 0,
-        automaton.max_tokens if automaton is not None and kind != "text" else 0,
-    )
-
-    def draw(logits: jax.Array, temperature: jax.Array, seed: jax.Array, step: jax.Array):
-        """The argmax of logits plus Gumbel noise is a sample of their softmax."""
-        if top_k:
-            least = jax.lax.top_k(logits, min(top_k, logits.shape[1]))[0][:, -1:]
-            logits = jnp.where(logits < least, -jnp.inf, logits)
-        keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), step))(seed)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-        return jnp.argmax(logits + temperature[:, None] * noise, axis=-1)
-
-    def text(logits: jax.Array, step: jax.Array, temperature, seed):
-        token = draw(logits, temperature, seed, step).astype(jnp.int32)
-        return token, (token == eos_id) | (step + 1 >= max_answer_tokens)
-
-    def action(logits: jax.Array, step: jax.Array, state: jax.Array, temperature, seed):
-        assert automaton is not None
-        states = len(automaton.legal)
-        state = jnp.minimum(state, states - 1)
-        # Not -inf alone: a model whose logits are NaN or -inf still emits a legal token.
-        logits = jnp.nan_to_num(logits, neginf=-1e30)
-        logits = jnp.where(jnp.asarray(automaton.legal)[state], logits, -jnp.inf)
-        temperature = temperature * jnp.asarray(automaton.sampled)[state]
-        choice = draw(logits, temperature, seed, step)
-        after = jnp.asarray(automaton.next_state)[state, choice]
-        return jnp.asarray(automaton.token_ids)[choice], after, after == states
-
-    def pick(params: Params, hidden, step, state, temperature, seed, is_action=None):
-        """Next token [B], the automaton's state after it, and whether the row is complete."""
-        if kind == "action":
-            assert automaton is not None
-            rows = jnp.asarray(automaton.token_ids)
-            logits = run_model(model, params, hidden, rows, method="logits")
-            return action(logits, step, state, temperature, seed)
-        logits = run_model(model, params, hidden, method="logits")
-        word, ended = text(logits, step, temperature, seed)
-        if kind == "text":
-            return word, state, ended
-        assert automaton is not None and is_action is not None
-        among = logits[:, jnp.asarray(automaton.token_ids)]
-        token, after, complete = action(among, step, state, temperature, seed)
-        return (
-            jnp.where(is_action, token, word),
-            jnp.where(is_action, after, state),
-            jnp.where(is_action, complete, ended),
-        )
+    pick = _Picker(model, kind, eos_id, max_answer_tokens, automaton, top_k)
+    length = pick.length
 
     @jax.jit
     def decode(

@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vla_jax.training.groups import factors
+from vla_jax.types import Params
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -21,6 +24,8 @@ class OptimizerConfig:
         PaLI and PaLM), or "constant".
       weight_decay: of matrices; norms, biases and embeddings have none.
       clip_norm: global gradient norm above which the gradient is scaled down.
+      groups: other learning rates for parts of the model, see `training.groups`: the rate times a
+        factor, 0 to freeze (no moments are kept). E.g. (("img/.*", 0.1), ("llm/embedder/.*", 0.0)).
     """
 
     learning_rate: float
@@ -30,6 +35,7 @@ class OptimizerConfig:
     b2: float = 0.95
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    groups: tuple[tuple[str, float], ...] = ()
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -52,16 +58,26 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """AdamW, clipped by global norm."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            make_schedule(config, total_steps),
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=_decayed,
-        ),
+    adamw = optax.adamw(
+        make_schedule(config, total_steps),
+        b1=config.b1,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+        mask=_decayed,
     )
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if not config.groups:
+        return optax.chain(clip, adamw)
+
+    def labels(params: Params) -> Params:
+        return jax.tree.map(str, factors(params, config.groups))
+
+    kinds = {str(factor): factor for factor in (1.0, *(f for _, f in config.groups))}
+    parts = {
+        label: optax.chain(adamw, optax.scale(factor)) if factor else optax.set_to_zero()
+        for label, factor in kinds.items()
+    }
+    return optax.chain(clip, optax.partition(parts, labels))
 
 
 def _decayed(params):

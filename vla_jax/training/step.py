@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import init_params
 from vla_jax.sharding.mesh import batch_sharding, replicated
 from vla_jax.sharding.rules import param_shardings
+from vla_jax.tree import flatten
 from vla_jax.types import Params
 
 TrainState = dict[str, Any]
@@ -37,19 +38,21 @@ def make_init(
     return init
 
 
-def state_shardings(
-    abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
+def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
     """NamedShardings for a state of these shapes; moments are placed like their parameters."""
     params = param_shardings(abstract["params"], mesh)
     whole = replicated(mesh)
-    opt = optax.tree.map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        abstract["opt"],
-        params,
-        transform_non_params=lambda _: whole,
-    )
+    shapes = {k: v.shape for k, v in flatten(abstract["params"]).items()}
+    by_name = flatten(params)
+
+    def one(path, leaf) -> NamedSharding:
+        # A moment lies under its parameter's name, somewhere inside the optimizer's own structure.
+        keys = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+        names = ("/".join(keys[i:]) for i in range(len(keys)))
+        name = next((n for n in names if shapes.get(n) == leaf.shape), None)
+        return whole if name is None else by_name[name]
+
+    opt = jax.tree_util.tree_map_with_path(one, abstract["opt"])
     return {"step": whole, "params": params, "opt": opt}
 
 
