@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from vla_jax.models.presets import DECODERS, PRESETS, VITS, ModelConfig
-from vla_jax.models.vla import init_params
+from vla_jax.models.presets import (
+    DECODERS,
+    PRESETS,
+    VITS,
+    DecoderConfig,
+    ModelConfig,
+    VitConfig,
+)
+from vla_jax.models.vla import Vla, init_params
+from vla_jax.tree import flatten
 
 
 def _count(tree) -> int:
@@ -83,3 +93,87 @@ def test_size_of_the_whole(name):
 def test_every_published_size_is_tested():
     assert set(WHOLE_SIZES) == set(PRESETS) - {"tiny", "demo"}
     assert set(VIT_SIZES) == set(VITS) and set(DECODER_SIZES) == set(DECODERS)
+
+
+_BASE = (VitConfig(24, 2, 44, 3, 7), DecoderConfig(24, 4, 36, 4, 2, 8, 97))
+_GEMMA2 = dataclasses.replace(_BASE[1], window=5, global_every=2)
+# One other value for every field of a config, and what it is compared with.
+CHANGES = {
+    VitConfig: {
+        "width": 30,
+        "depth": 3,
+        "mlp_dim": 40,
+        "num_heads": 4,
+        "patch_size": 3,
+        "stem": ((8, 1),),
+        "decoder_positions": True,
+        "parallel_blocks": True,
+        "qk_norm": True,
+        "biases": False,
+    },
+    DecoderConfig: {
+        "width": 32,
+        "depth": 3,
+        "mlp_dim": 40,
+        "num_heads": 2,
+        "num_kv_heads": 4,
+        "head_dim": 6,
+        "vocab_size": 101,
+        "activation": "silu",
+        "parallel_blocks": True,
+        "post_norms": True,
+        "qk_norm": True,
+        "query_scale": 5,
+        "attention_softcap": 0.7,
+        "logit_softcap": 0.7,
+        "window": 3,
+        "global_every": 4,
+        "rope_base": 50.0,
+        "local_rope_base": 50.0,
+        "rope_scale": 4.0,
+        "integer_rows": (10, 30),
+        "query_key_similarity": 1.5,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [(kind, field) for kind, changes in CHANGES.items() for field in changes]
+)
+def test_every_field_changes_something(kind, field, monkeypatch):
+    """Other parameter shapes, other fresh values, or other logits from the same parameters."""
+    vit, decoder = _BASE
+    if field in ("window", "global_every", "local_rope_base"):
+        decoder = _GEMMA2
+    if field == "stem":
+        vit = dataclasses.replace(vit, patch_size=8)
+    changed = {VitConfig: vit, DecoderConfig: decoder}
+    other = dataclasses.replace(changed[kind], **{field: CHANGES[kind][field]})
+    monkeypatch.setitem(PRESETS, "base", (vit, decoder))
+    monkeypatch.setitem(PRESETS, "other", (other, decoder) if kind is VitConfig else (vit, other))
+    size = 24 if field == "stem" else 21
+    base, other = (_outcome(name, size) for name in ("base", "other"))
+    assert base.keys() != other.keys() or any(
+        base[k].shape != other[k].shape or not np.array_equal(base[k], other[k]) for k in base
+    )
+
+
+def test_every_field_is_tried():
+    for kind, changes in CHANGES.items():
+        assert set(changes) == {f.name for f in dataclasses.fields(kind)}
+
+
+def _outcome(name: str, size: int) -> dict[str, np.ndarray]:
+    config = ModelConfig(name, image_size=size, compute_dtype="float32")
+    params = init_params(config, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (1, 1, size, size, 3), np.uint8)
+    tokens = rng.integers(0, 97, (1, 12)).astype(np.int32)
+    causal = np.arange(12)[None] >= 4
+    model = Vla(config)
+
+    def logits(params):
+        hidden, _ = model.apply({"params": params}, images, tokens, causal, np.ones((1, 12), bool))
+        return model.apply({"params": params}, hidden, method="logits")
+
+    return {k: np.asarray(v) for k, v in flatten(params).items()} | {"logits": logits(params)}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from vla_jax.models.attention import attend, rope, rope_frequencies
 from vla_jax.models.linear import project
+from vla_jax.models.lora import adapt
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.stack import layer_stack
 
@@ -87,8 +88,10 @@ class Attention(nn.Module):
         alike = jnp.roll(jnp.repeat(w_kv[0], n // k, axis=0), d.width // 2, axis=1)
         w_q = Weight((n, d.width, h), d.width, name="q_einsum")(d.query_key_similarity * alike)
         w_out = Weight((n, h, d.width), n * h, name="attn_vec_einsum")()
-        q = project(x, w_q.transpose(1, 0, 2))
-        keys, values = (project(x, w.transpose(1, 0, 2)) for w in w_kv)
+        q, keys, values = (
+            adapt(self.config, name, x, project(x, w.transpose(1, 0, 2)))
+            for name, w in (("q", w_q), ("k", w_kv[0]), ("v", w_kv[1]))
+        )
         if d.qk_norm:
             q, keys = RMSNorm(name="_query_norm")(q), RMSNorm(name="_key_norm")(keys)
         frequencies, mask = rope_frequencies(h, d.rope_base) / d.rope_scale, context.mask
@@ -111,23 +114,24 @@ class Attention(nn.Module):
             softcap=d.attention_softcap,
             backend=self.config.attention,
         )
-        return project(out, w_out, num_in=2), cache
+        return adapt(self.config, "out", out, project(out, w_out, num_in=2), num_in=2), cache
 
 
 class FeedForward(nn.Module):
     """GeGLU with the tanh approximation, or SwiGLU (arXiv 2002.05202), without biases."""
 
-    mlp_dim: int
-    activation: str = "gelu"
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
+        config, d = self.config, self.config.decoder
         init = nn.initializers.normal
-        gating = self.param("gating_einsum", init(width**-0.5), (2, width, self.mlp_dim))
-        linear = self.param("linear", init(self.mlp_dim**-0.5), (self.mlp_dim, width))
-        gate = {"gelu": nn.gelu, "silu": nn.silu}[self.activation]
-        return project(gate(project(x, gating[0])) * project(x, gating[1]), linear)
+        gating = self.param("gating_einsum", init(d.width**-0.5), (2, d.width, d.mlp_dim))
+        linear = self.param("linear", init(d.mlp_dim**-0.5), (d.mlp_dim, d.width))
+        gate = adapt(config, "gate", x, project(x, gating[0]))
+        up = adapt(config, "up", x, project(x, gating[1]))
+        y = {"gelu": nn.gelu, "silu": nn.silu}[d.activation](gate) * up
+        return adapt(config, "down", y, project(y, linear))
 
 
 class DecoderBlock(nn.Module):
@@ -136,10 +140,7 @@ class DecoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x, cache, is_global, context):
         d = self.config.decoder
-        attention, mlp = (
-            Attention(self.config, name="attn"),
-            FeedForward(d.mlp_dim, d.activation, name="mlp"),
-        )
+        attention, mlp = Attention(self.config, name="attn"), FeedForward(self.config, name="mlp")
         y = RMSNorm(name="pre_attention_norm")(x)
         attended, cache = attention(y, cache, is_global, context)
         if d.parallel_blocks:

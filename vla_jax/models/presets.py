@@ -207,6 +207,8 @@ class ModelConfig:
         same whatever is asked, so several questions can share one picture (packed rows).
       compute_dtype: dtype of activations and matrix products. Parameters, softmax, norms and the
         loss stay float32.
+      lora_rank: low-rank adapters on every projection of the decoder, see `models.lora`; 0: none.
+      lora_alpha: adapters count `lora_alpha / lora_rank` times.
       remat: what the backward pass recomputes: nothing, everything but block inputs ("full"), or
         everything but matrix products ("dots").
       attention: what computes it: plain XLA, cuDNN's flash attention (NVIDIA GPUs, bfloat16) or
@@ -220,6 +222,8 @@ class ModelConfig:
     num_views: int = 1
     image_sees_text: bool = True
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
     remat: RematPolicy = "none"
     attention: AttentionBackend = "xla"
     unroll_layers: bool = False

@@ -34,6 +34,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"llm/layers/mlp/gating_einsum", "..DF"),
     (r"llm/layers/mlp/linear", ".FD"),
     (r".*/(bias|scale)", ""),
+    (r".*_lora/[ab]", ""),
 )
 
 
