@@ -38,7 +38,7 @@ def test_splash_equals_xla(softcap):
 
 
 def test_what_cudnn_cannot_do_is_said():
-    with pytest.raises(ValueError, match="'cudnn' needs model.compute_dtype 'bfloat16'"):
+    with pytest.raises(ValueError, match=r"'cudnn' needs model\.compute_dtype 'bfloat16'"):
         ModelConfig("tiny", image_size=28, compute_dtype="float32", attention="cudnn")
     with pytest.raises(ValueError, match="'cudnn' cannot soft-cap as preset 'paligemma2_3b'"):
         ModelConfig("paligemma2_3b", attention="cudnn")

@@ -71,6 +71,10 @@ def _splash(q, k, v, mask, scale: float, softcap: float | None) -> jax.Array:
             attn_logits_soft_cap=softcap,
             interpret=jax.default_backend() != "tpu",
         )
+        # Under jit this flag of a mask made of arrays is one too, and the kernel branches on it.
+        for info in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
+            if (made := getattr(kernel, info)) is not None:
+                setattr(kernel, info, made._replace(is_dynamic_mask=True))
         return kernel(q * scale, k, v)
 
     heads_first = (padded(x.swapaxes(1, 2), 2) for x in (q, k, v))
