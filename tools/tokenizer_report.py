@@ -64,19 +64,14 @@ def plot(results: dict[str, dict], path: Path) -> None:
         right.scatter(
             result["tokens"]["mean"], result["bits_per_chunk"], s=60, color=_COLORS[i], label=name
         )
-        right.annotate(
-            name,
-            (result["tokens"]["mean"], result["bits_per_chunk"]),
-            textcoords="offset points",
-            xytext=(6, 4),
-        )
     left.set_yscale("log")
     left.set_xticks(np.arange(len(names)) + 0.4 - width / 2, names, rotation=25, ha="right")
     left.set_ylabel("mean round-trip error (m, rad, 0..1)")
     left.legend(frameon=False, ncols=2, fontsize=8)
     right.set_xlabel("tokens per chunk")
     right.set_ylabel("bits per chunk")
-    right.margins(0.2)
+    right.set_xlim(left=0)
+    right.set_ylim(bottom=0)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

@@ -1,4 +1,4 @@
-"""What an action tokenizer costs on a data set: round-trip error, sequence length, use of tokens."""
+"""What an action tokenizer costs on a data set: round-trip error, tokens per chunk, use of ids."""
 
 from __future__ import annotations
 
