@@ -26,6 +26,7 @@ from vla_jax.data.mixture import DataConfig, Mixture
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
 from vla_jax.decoding.policy import Policy
+from vla_jax.models.lora import merge_lora
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import Vla, init_params
 from vla_jax.sharding.mesh import MeshConfig, make_mesh
@@ -238,8 +239,9 @@ def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, Checkp
         )
     like = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
     builder = make_builder(config.data, vocabulary, meta.action_spec)
-    params = _restore_params(str(workdir), like)
-    return Policy(params, config.model, builder, batch_size=batch_size), meta, config
+    params = merge_lora(_restore_params(str(workdir), like), config.model)
+    model = dataclasses.replace(config.model, lora_rank=0)
+    return Policy(params, model, builder, batch_size=batch_size), meta, config
 
 
 def require_same_config(stored: CheckpointMeta, now: CheckpointMeta, *, where: str) -> None:

@@ -1,0 +1,235 @@
+"""Times our model beside `transformers`' PaliGemma: same weights, same work, in turns.
+
+    pip install torch transformers
+    python tools/speed.py model --repeats 9 --out out/speed.json
+
+A model of 16,085,056 parameters (ViT 4 x 192, Gemma 6 x 256, 32,768 tokens), batch 8, 224 px,
+float32, 256 image + 32 prompt + 16 answer tokens. The two run one after the other in every round,
+so that what else happens on the machine meets both; medians and their ratio are printed.
+
+  train    forward, backward and Adam; transformers with logits of the answer's positions alone
+  actions  8 tokens for 8 pictures, image and prefill included; ours constrained to 256 action
+           tokens, transformers greedy with a static cache
+  step     one decoding step of a batch of 8: (8 tokens - 1 token) / 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from vla_jax.actions.spec import end_effector_spec
+from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.checkpoints.hugging_face import write_hugging_face
+from vla_jax.decoding.sampler import make_decoder
+from vla_jax.models.presets import PRESETS, DecoderConfig, ModelConfig, VitConfig
+from vla_jax.models.vla import Vla, init_params
+from vla_jax.sharding.mesh import MeshConfig, make_mesh
+from vla_jax.training.losses import answer_loss
+from vla_jax.training.step import make_train_step, state_shardings
+
+BATCH, PROMPT, ANSWER, NEW_TOKENS = 8, 32, 16, 8
+PRESETS["speed_16m"] = (
+    VitConfig(192, 4, 768, 4, 14),
+    DecoderConfig(256, 6, 1024, 4, 1, 64, 32_768),
+)
+
+
+def make_batch(config: ModelConfig) -> dict[str, np.ndarray]:
+    """Random pictures and tokens; no padding."""
+    rng = np.random.default_rng(0)
+    length = PROMPT + ANSWER
+    size = config.image_size
+    causal = np.broadcast_to(np.arange(length) >= PROMPT, (BATCH, length)).copy()
+    return {
+        "images": rng.integers(0, 256, (BATCH, 1, size, size, 3), np.uint8),
+        "tokens": rng.integers(3, config.decoder.vocab_size, (BATCH, length)).astype(np.int32),
+        "attend_causal": causal,
+        "in_loss": causal.copy(),
+        "valid": np.ones((BATCH, length), bool),
+        "source": np.zeros(BATCH, np.int32),
+    }
+
+
+class Ours:
+    """What is timed of this project."""
+
+    def __init__(self, config: ModelConfig, params: Any, batch: dict[str, np.ndarray]):
+        optimizer = optax.adam(1e-4)
+        mesh = make_mesh(MeshConfig())
+
+        def init() -> dict[str, Any]:
+            return {"step": np.int32(0), "params": params, "opt": optimizer.init(params)}
+
+        state = init()
+        shardings = state_shardings(jax.eval_shape(init), mesh)
+        self._state = jax.device_put(state, shardings)
+        model = Vla(config)
+        self._step = make_train_step(
+            optimizer,
+            shardings,
+            mesh,
+            lambda p, b: answer_loss(model, p, b, max_answer_tokens=ANSWER, num_sources=1),
+        )
+        self._params, self._batch = jax.device_put(params), jax.device_put(batch)
+        spec = end_effector_spec("speed", max_position_m=1, max_rotation_rad=1, control_hz=1)
+        tokenizer = UniformTokenizer(spec, np.arange(1000, 1256))
+        ends = {"eos_id": 1, "pad_id": 0}
+        self._decoders = {
+            NEW_TOKENS: make_decoder(config, "action", automaton=tokenizer.automaton, **ends),
+            1: make_decoder(config, "text", max_answer_tokens=1, **ends),
+        }
+        self._cold = np.zeros(BATCH, np.float32), np.zeros(BATCH, np.int32)
+
+    def train(self) -> float:
+        self._state, metrics = self._step(self._state, self._batch)
+        jax.block_until_ready(self._state["params"])
+        return float(metrics["loss"])
+
+    def decode(self, tokens: int) -> np.ndarray:
+        prompt = self._batch["tokens"][:, :PROMPT], self._batch["valid"][:, :PROMPT]
+        ids = self._decoders[tokens](self._params, self._batch["images"], *prompt, *self._cold)
+        return np.asarray(ids)
+
+
+class Theirs:
+    """What is timed of transformers."""
+
+    def __init__(self, config: ModelConfig, params: Any, batch: dict[str, np.ndarray]):
+        import torch
+        import transformers
+
+        with tempfile.TemporaryDirectory() as folder:
+            write_hugging_face(folder, params, config)
+            self._model = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
+                folder, attn_implementation="sdpa"
+            ).train()
+        self._torch = torch
+        self._optimizer = torch.optim.Adam(self._model.parameters(), lr=1e-4)
+        images = np.full((BATCH, config.num_patches), config.decoder.vocab_size)
+        self._ids = torch.tensor(np.concatenate([images, batch["tokens"]], axis=1)).long()
+        pixels = batch["images"][:, 0].astype(np.float32) / 127.5 - 1
+        self._pixels = torch.tensor(pixels).permute(0, 3, 1, 2).contiguous()
+        kinds = np.concatenate([np.zeros_like(images), batch["attend_causal"]], axis=1)
+        self._types = torch.tensor(kinds.astype(int))
+
+    def train(self) -> float:
+        self._model.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        logits = self._model(
+            input_ids=self._ids,
+            pixel_values=self._pixels,
+            token_type_ids=self._types,
+            attention_mask=self._torch.ones_like(self._ids),
+            logits_to_keep=ANSWER + 1,
+        ).logits[:, :-1]
+        target = self._ids[:, -ANSWER:]
+        loss = self._torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+        loss.backward()
+        self._optimizer.step()
+        return float(loss)
+
+    def decode(self, tokens: int) -> np.ndarray:
+        self._model.eval()
+        prompt = self._ids[:, :-ANSWER]
+        with self._torch.inference_mode():
+            ids = self._model.generate(
+                input_ids=prompt,
+                pixel_values=self._pixels,
+                token_type_ids=self._types[:, :-ANSWER],
+                attention_mask=self._torch.ones_like(prompt),
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                do_sample=False,
+                cache_implementation="static",
+            )
+        return ids[:, prompt.shape[1] :].numpy()
+
+
+def in_turns(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, round by round, after two rounds to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(repeats + 2):
+        for name, run in work.items():
+            begun = time.perf_counter()
+            run()
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def model(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything of the module's docstring."""
+    config = ModelConfig(
+        "speed_16m", image_size=224, compute_dtype="float32", unroll_layers=args.unroll
+    )
+    params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
+    count = sum(x.size for x in jax.tree.leaves(params))
+    batch = make_batch(config)
+    ours, theirs = (kind(config, jax.device_get(params), batch) for kind in (Ours, Theirs))
+    first = ours.train(), theirs.train()
+    print(f"{count:,} parameters; first loss ours {first[0]:.5f}, transformers {first[1]:.5f}")
+    if abs(first[0] - first[1]) > 1e-3:
+        raise SystemExit("the two do not compute the same: nothing to compare")
+    seconds = {}
+    for name, work in (
+        ("train", {"ours": ours.train, "transformers": theirs.train}),
+        (
+            "actions",
+            {
+                "ours": lambda: ours.decode(NEW_TOKENS),
+                "transformers": lambda: theirs.decode(NEW_TOKENS),
+            },
+        ),
+        ("one token", {"ours": lambda: ours.decode(1), "transformers": lambda: theirs.decode(1)}),
+    ):
+        seconds[name] = in_turns(work, args.repeats)
+        print(row(name, seconds[name]), flush=True)
+    steps = {
+        who: (
+            statistics.median(seconds["actions"][who])
+            - statistics.median(seconds["one token"][who])
+        )
+        / (NEW_TOKENS - 1)
+        for who in ("ours", "transformers")
+    }
+    print(f"{'step':10} ours {1e3 * steps['ours']:.1f} ms, "
+          f"transformers {1e3 * steps['transformers']:.1f} ms")  # fmt: skip
+    return {"parameters": count, "seconds": seconds, "step": steps}
+
+
+def row(name: str, seconds: dict[str, list[float]]) -> str:
+    """`train  ours 1.21 s [1.1-1.4], transformers ...: 1.2 x`."""
+    shown = {
+        who: f"{who} {statistics.median(s):.3f} s [{min(s):.3f}-{max(s):.3f}]"
+        for who, s in seconds.items()
+    }
+    ratio = statistics.median(seconds["transformers"]) / statistics.median(seconds["ours"])
+    return f"{name:10} {', '.join(shown.values())}: {ratio:.2f} x"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("model",))
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--no-unroll", dest="unroll", action="store_false", help="scan the layers")
+    parser.add_argument("--out", type=Path, help="JSON of all timings")
+    args = parser.parse_args()
+    result = model(args)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
