@@ -195,14 +195,10 @@ def model(args: argparse.Namespace) -> dict[str, Any]:
     ):
         seconds[name] = in_turns(work, args.repeats)
         print(row(name, seconds[name]), flush=True)
-    steps = {
-        who: (
-            statistics.median(seconds["actions"][who])
-            - statistics.median(seconds["one token"][who])
-        )
-        / (NEW_TOKENS - 1)
-        for who in ("ours", "transformers")
-    }
+    steps = {}
+    for who in ("ours", "transformers"):
+        many, one = (statistics.median(seconds[name][who]) for name in ("actions", "one token"))
+        steps[who] = (many - one) / (NEW_TOKENS - 1)
     print(f"{'step':10} ours {1e3 * steps['ours']:.1f} ms, "
           f"transformers {1e3 * steps['transformers']:.1f} ms")  # fmt: skip
     return {"parameters": count, "seconds": seconds, "step": steps}
