@@ -44,8 +44,8 @@ class FakePolicy:
         assert len(images) == len(instructions)
         self.sampled.append((temperature, tuple(seeds)))
         self.calls.append(len(instructions))
-        ids = TOKENIZER.encode(np.stack([self._act(i) for i in instructions]))
-        return ActResult(TOKENIZER.decode(ids), ids)
+        ids = np.stack([TOKENIZER.encode(self._act(i)[None]) for i in instructions])
+        return ActResult(np.stack([TOKENIZER.decode(row) for row in ids]), ids)
 
 
 class FakePool:
