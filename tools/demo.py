@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-EPISODES, WEB_TRAIN, WEB_TEST = 2800, 8000, 1000
+EPISODES, WEB_TRAIN, WEB_TEST = 2800, 14_000, 1000
 
 
 class Step:
