@@ -50,6 +50,12 @@ def test_npz_round_trip(config, tmp_path):
     again, changes = _load(tmp_path / "a.npz", config)
     assert _same(again, params) and {c.status for c in changes} == {"loaded"}
     assert change_table(changes) == f"{len(flatten(params))} loaded"
+    save_params(tmp_path / "half.npz", params, "float16")
+    half, _ = _load(tmp_path / "half.npz", config)
+    for name, x in flatten(half).items():
+        assert x.dtype == np.float32, name
+        want = np.asarray(flatten(params)[name]).astype(np.float16)
+        assert np.array_equal(x.astype(np.float16), want), name
     assert is_pretrained(tmp_path / "a.npz") and not is_pretrained(tmp_path)
 
 

@@ -84,6 +84,9 @@ def fit(
 ) -> tuple[dict[str, np.ndarray], list[Change]]:
     """Pretrained parameters for a model that has `fresh` ones, and what was done to each.
 
+    They get the dtype of the fresh ones: a file is often float16 or bfloat16, master weights are
+    float32.
+
     Args:
       found: parameters of a file, by name.
       fresh: those the model starts with where the file has none.
@@ -98,7 +101,7 @@ def fit(
             fitted[name] = np.asarray(start)
             changes.append(Change(name, "fresh", str(shape)))
             continue
-        x = found[name]
+        x = np.asarray(found[name]).astype(start.dtype, copy=False)
         if x.shape == shape:
             fitted[name] = x
             changes.append(Change(name, "loaded", str(shape)))
