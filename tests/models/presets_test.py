@@ -100,7 +100,7 @@ _GEMMA2 = dataclasses.replace(_BASE[1], window=5, global_every=2)
 # One other value for every field of a config, and what it is compared with.
 CHANGES = {
     VitConfig: {
-        "width": 30,
+        "width": 36,
         "depth": 3,
         "mlp_dim": 40,
         "num_heads": 4,
