@@ -125,7 +125,7 @@ class TrainingRun:
             exact_integers=self._levels,
         )
         groups = self.config.optimizer.groups
-        return lambda params, batch: loss(freeze(params, groups), batch)
+        return lambda params, batch, **more: loss(freeze(params, groups), batch, **more)
 
     @property
     def _levels(self) -> int:

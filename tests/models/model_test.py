@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from vla_jax.models.attention import attend, prefix_lm_mask, rope, rope_frequencies
 from vla_jax.models.decoder import FeedForward, RMSNorm
 from vla_jax.models.linear import Dense, LayerNorm
-from vla_jax.models.presets import ModelConfig
+from vla_jax.models.presets import PRESETS, ModelConfig
 from vla_jax.models.vit import Convolution, PatchEmbedding
 from vla_jax.models.vla import Vla, init_params
 
@@ -78,7 +78,9 @@ def test_mask_equals_its_definition():
     assert np.array_equal(prefix_lm_mask(valid, causal)[0], np.array(want, bool))
 
 
-def test_layers_equal_numpy():
+def test_layers_equal_numpy(monkeypatch):
+    decoder = dataclasses.replace(PRESETS["tiny"][1], width=6, mlp_dim=5)
+    monkeypatch.setitem(PRESETS, "six", (PRESETS["tiny"][0], decoder))
     x = RNG.normal(size=(2, 3, 6)).astype(np.float32)
 
     def run(module, x=x):
@@ -94,7 +96,7 @@ def test_layers_equal_numpy():
     np.testing.assert_allclose(got, want * p["scale"] + p["bias"], atol=1e-5)
     got, p = run(Dense((2, 4)))
     np.testing.assert_allclose(got, np.tensordot(x, p["kernel"], 1) + p["bias"], atol=1e-5)
-    got, p = run(FeedForward(5))
+    got, p = run(FeedForward(ModelConfig("six", image_size=28)))
     gate, up = x @ p["gating_einsum"][0], x @ p["gating_einsum"][1]
     gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
     np.testing.assert_allclose(got, (gelu * up) @ p["linear"], atol=1e-5)
