@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ def config(monkeypatch) -> ModelConfig:
     return ModelConfig("small", image_size=21, compute_dtype="float32")
 
 
+@functools.cache
 def _fresh(config: ModelConfig, seed: int = 0):
     return jax.jit(lambda: init_params(config, jax.random.key(seed)))()
 

@@ -212,7 +212,7 @@ def test_no_malformed_action_in_a_mixed_batch(name):
         CONFIG, "both", automaton=tokenizer.automaton, max_answer_tokens=longest, **ends
     )
     free = make_decoder(CONFIG, "text", max_answer_tokens=longest, **ends)
-    batch, actions, well_formed = 250, 0, 0
+    batch, actions, tried, well_formed = 250, 0, 0, 0
     images = rng.integers(0, 256, (batch, 1, 28, 28, 3), np.uint8)
     lengths = rng.integers(2, 12, batch)
     valid = np.arange(12) < lengths[:, None]
@@ -226,13 +226,15 @@ def test_no_malformed_action_in_a_mixed_batch(name):
         for row in ids[is_action]:
             action = tokenizer.decode(row)  # refuses what is malformed
             assert np.all((action >= SPEC.low - 1e-6) & (action <= SPEC.high + 1e-6))
-        loose = np.asarray(free(params, images, tokens, valid, temperature, seeds))
-        np.testing.assert_array_equal(ids[~is_action], loose[~is_action])
-        well_formed += sum(_is_whole(tokenizer, row) for row in loose[is_action])
         actions += int(is_action.sum())
+        if round_ % 5 == 0:
+            loose = np.asarray(free(params, images, tokens, valid, temperature, seeds))
+            np.testing.assert_array_equal(ids[~is_action], loose[~is_action])
+            well_formed += sum(_is_whole(tokenizer, row) for row in loose[is_action])
+            tried += int(is_action.sum())
     assert actions > 2400
-    print(f"{name}: {actions} actions, 0 malformed; unconstrained {actions - well_formed}")
-    assert well_formed < 0.1 * actions
+    print(f"{name}: {actions} actions, 0 malformed; unconstrained {tried - well_formed}/{tried}")
+    assert well_formed < 0.1 * tried
 
 
 def _is_whole(tokenizer, ids: np.ndarray) -> bool:
