@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
@@ -40,6 +38,7 @@ class BinTokenizer:
         self._discrete = np.asarray([d.levels is not None for d in spec.dimensions])
         self._bin_of_id = np.full(token_ids.max() + 1, -1, np.int32)
         self._bin_of_id[token_ids] = np.arange(NUM_BINS)
+        self.automaton = self._make_automaton()
 
     def to_unit(self, action: np.ndarray) -> np.ndarray:
         """Actions [..., A] within the bounds -> 0 .. 1, rising."""
@@ -88,14 +87,13 @@ class BinTokenizer:
         count = accepts(self.automaton, ids)
         return self.values(self._bin_of_id[np.asarray(ids)[:count]].reshape(self.chunk, -1))
 
-    @functools.cached_property
-    def automaton(self) -> Automaton:
+    def _make_automaton(self) -> Automaton:
         """One state per position; a discrete dimension allows its levels alone."""
         levels = np.tile(self._levels, self.chunk)
         states = len(levels)
         after = np.broadcast_to(np.arange(1, states + 1, dtype=np.int32)[:, None], (states, 256))
         legal = np.arange(NUM_BINS) < levels[:, None]
-        return Automaton(self.token_ids, legal, after, legal.all(axis=1), states)
+        return Automaton(self.token_ids, legal, after, np.asarray(legal.all(axis=1)), states)
 
     def text(self, ids: np.ndarray) -> str:
         """RT-2's action string, for people: `0 128 91 241 5 101 127 217`."""

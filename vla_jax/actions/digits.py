@@ -6,8 +6,6 @@ to four tokens a number where a bin token costs one.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from vla_jax.actions.bins import NUM_BINS
@@ -36,6 +34,7 @@ class DigitTokenizer:
         self.spec, self.chunk = spec, chunk
         self.token_ids = ids
         self._bins = UniformTokenizer(spec, np.arange(NUM_BINS), chunk)
+        self.automaton = self._make_automaton()
 
     @property
     def max_tokens(self) -> int:
@@ -52,8 +51,7 @@ class DigitTokenizer:
         count = accepts(self.automaton, ids)
         return self._bins.decode(np.asarray([int(n) for n in self.text(ids[:count]).split()]))
 
-    @functools.cached_property
-    def automaton(self) -> Automaton:
+    def _make_automaton(self) -> Automaton:
         """A state per number and what of it was written: nothing, or a prefix of 0 .. 255."""
         levels = np.asarray([d.levels or NUM_BINS for d in self.spec.dimensions] * self.chunk)
         written = ["", *(str(n) for n in range(NUM_BINS))]  # no leading zeros: 0, 10, 255

@@ -9,7 +9,6 @@ Every token stands for a known number of coefficients, so a decoder can be held 
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -65,8 +64,9 @@ class FastTokenizer:
         self.spec, self.chunk, self.scale = spec, chunk, scale
         self.token_ids = ids
         self._model, self._low, self._high = model, low, high
-        pieces = [model.id_to_token(i) for i in range(size)]
+        pieces = [model.id_to_token(i) or "" for i in range(size)]
         self._coefficients = [[ord(c) - _FIRST + low for c in piece] for piece in pieces]
+        self.automaton = self._make_automaton()
 
     @classmethod
     def fit(
@@ -149,7 +149,7 @@ class FastTokenizer:
         column = {int(i): n for n, i in enumerate(self.token_ids)}
         row = [c for i in np.asarray(ids)[:count].tolist() for c in self._coefficients[column[i]]]
         coefficients = np.reshape(row, (self.chunk, -1)) / self.scale
-        unit = np.clip(scipy.fft.idct(coefficients, axis=0, norm="ortho"), -1, 1)
+        unit = np.clip(np.asarray(scipy.fft.idct(coefficients, axis=0, norm="ortho")), -1, 1)
         low, high = self.spec.low, self.spec.high
         for a, dimension in enumerate(self.spec.dimensions):
             if dimension.levels:
@@ -157,8 +157,7 @@ class FastTokenizer:
                 unit[:, a] = np.rint((unit[:, a] + 1) / 2 * steps) / steps * 2 - 1
         return (low + (unit + 1) / 2 * (high - low)).astype(np.float32)
 
-    @functools.cached_property
-    def automaton(self) -> Automaton:
+    def _make_automaton(self) -> Automaton:
         """States count coefficients: a token is legal if it does not lead beyond C x A."""
         total = self.max_tokens
         lengths = np.asarray([len(c) for c in self._coefficients])
@@ -183,8 +182,8 @@ def _coefficients(spec: ActionSpec, action: np.ndarray, scale: float) -> np.ndar
     action = spec.validate(action, where="FAST")
     low, high = spec.low, spec.high
     unit = (np.clip(action, low, high) - low) / (high - low) * 2 - 1
-    rounded = np.rint(scipy.fft.dct(unit.astype(np.float64), axis=0, norm="ortho") * scale)
-    return rounded.astype(np.int64).reshape(-1)
+    found = np.asarray(scipy.fft.dct(unit.astype(np.float64), axis=0, norm="ortho"))
+    return np.rint(found * scale).astype(np.int64).reshape(-1)
 
 
 def _symbols(row: np.ndarray, low: int) -> str:

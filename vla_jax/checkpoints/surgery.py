@@ -53,13 +53,13 @@ def extend_vocabulary(table: np.ndarray, rows: int, seed: int = 0) -> np.ndarray
     return np.concatenate([table, _like_rows(table, count, seed)])
 
 
-def reassign_rows(table: np.ndarray, ids: Sequence[int], seed: int = 0) -> np.ndarray:
-    """Embedding [V, D] whose rows `ids` start anew as a smooth curve, as action bins in order.
+def reassign_rows(table: np.ndarray, rows: Sequence[int], seed: int = 0) -> np.ndarray:
+    """Embedding [V, D] whose `rows` start anew as a smooth curve, as action bins in order.
 
     For tokens that get another meaning, like RT-2-PaLM-E's least used ones (arXiv 2307.15818, 3.2).
     Every other row stays as it is. Raises ValueError for an id twice or outside the table.
     """
-    ids = np.asarray(ids)
+    ids = np.asarray(rows)
     if len(set(ids.tolist())) < len(ids) or ids.min() < 0 or ids.max() >= len(table):
         raise ValueError(f"action rows must be different ids in 0 .. {len(table) - 1}")
     fresh = _like_rows(table, len(ids), seed).astype(np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,15 +39,16 @@ class Policy:
         self.config = config
         self.batch_size = batch_size
         self._builder = builder
-        ends = {"eos_id": builder.vocabulary.eos_id, "pad_id": builder.vocabulary.pad_id}
-        self._decode_text = make_decoder(
-            config, "text", max_answer_tokens=builder.max_answer_tokens, **ends
+        make = functools.partial(
+            make_decoder,
+            config,
+            eos_id=builder.vocabulary.eos_id,
+            pad_id=builder.vocabulary.pad_id,
         )
+        self._decode_text = make("text", max_answer_tokens=builder.max_answer_tokens)
         tokenizer = builder.action_tokenizer
         self._decode_action = (
-            None
-            if tokenizer is None
-            else make_decoder(config, "action", automaton=tokenizer.automaton, **ends)
+            None if tokenizer is None else make("action", automaton=tokenizer.automaton)
         )
 
     @property

@@ -67,6 +67,7 @@ class _Picker:
         ended = (word == self.eos_id) | (step + 1 >= self.max_answer_tokens)
         if self.kind == "text":
             return word, state, ended
+        assert is_action is not None
         token, after, complete = self._action(logits[:, rows], step, state, temperature, seed)
         return (
             jnp.where(is_action, token, word),

@@ -32,12 +32,12 @@ def attend(
       [B, T, N, H] in q's dtype.
     """
     b, t, n, h = q.shape
-    scale = h**-0.5 if scale is None else scale
+    times: float = h**-0.5 if scale is None else scale
     if backend != "xla" and t > 1:  # one query at a time has nothing to save
-        return _FUSED[backend](q, k, v, mask, scale, softcap)
+        return _FUSED[backend](q, k, v, mask, times, softcap)
     num_kv = k.shape[2]
     q = q.reshape(b, t, num_kv, n // num_kv, h)
-    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * scale
+    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * times
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     if mask is not None:
@@ -75,10 +75,10 @@ def _splash(q, k, v, mask, scale: float, softcap: float | None) -> jax.Array:
         for info in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
             if (made := getattr(kernel, info)) is not None:
                 setattr(kernel, info, made._replace(is_dynamic_mask=True))
-        return kernel(q * scale, k, v)
+        return kernel(q * scale, k, v)  # pyright: ignore[reportReturnType]
 
-    heads_first = (padded(x.swapaxes(1, 2), 2) for x in (q, k, v))
-    out = jax.vmap(row)(*heads_first, padded(mask, 1, 2))
+    q, k, v = (padded(x.swapaxes(1, 2), 2) for x in (q, k, v))
+    out = jax.vmap(row)(q, k, v, padded(mask, 1, 2))
     return out[:, :, :t].swapaxes(1, 2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Literal
 
 import jax
@@ -73,7 +74,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         return jax.tree.map(str, factors(params, config.groups))
 
     kinds = {str(factor): factor for factor in (1.0, *(f for _, f in config.groups))}
-    parts = {
+    parts: dict[Hashable, optax.GradientTransformation] = {
         label: optax.chain(adamw, optax.scale(factor)) if factor else optax.set_to_zero()
         for label, factor in kinds.items()
     }
