@@ -75,10 +75,16 @@ def _label_tokens(vocabulary: Vocabulary, labels: Sequence[tuple[str, ...]]) -> 
     rows = np.full((len(labels), WORDS), -1, np.int32)
     rows[:, 0] = vocabulary.pad_id
     for row, words in zip(rows, labels):
-        ids = [i for word in words for i in vocabulary.encode(word)[:NAME_TOKENS]]
+        ids = [i for word in words for i in _word_tokens(vocabulary, word)]
         ids = list(dict.fromkeys(ids))[:WORDS]
         row[: len(ids)] = ids
     return rows
+
+
+def _word_tokens(vocabulary: Vocabulary, word: str) -> list[int]:
+    """The first `NAME_TOKENS` tokens, without the lone space that begins "7": it names nothing."""
+    ids = vocabulary.encode(word)[:NAME_TOKENS]
+    return [i for i in ids if vocabulary.piece(i) != "\N{LOWER ONE EIGHTH BLOCK}"]
 
 
 def _label_ids(vocabulary: Vocabulary) -> np.ndarray:
@@ -86,8 +92,8 @@ def _label_ids(vocabulary: Vocabulary) -> np.ndarray:
     bank = PictureBank()
     shown = (split for split in SPLITS if split != "nowhere")
     words = [bank.name(key) for split in shown for key in bank.concepts(split)]
-    words += [GRIPPER, OPEN, "mat", *COLORS]
-    ids = {i for word in words for i in vocabulary.encode(word)[:NAME_TOKENS]}
+    words += [GRIPPER, OPEN, "mat", *COLORS, *"0123456789"]
+    ids = {i for word in words for i in _word_tokens(vocabulary, word)}
     return np.array([vocabulary.pad_id, *sorted(ids)], np.int32)
 
 

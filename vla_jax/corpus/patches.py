@@ -17,8 +17,9 @@ class PatchLabels(NamedTuple):
     """One picture's patches, row by row.
 
     Attributes:
-      words: of each patch, () for background: the English name of the thing, the colour of its
-        tile; `GRIPPER` where one is or points to; `OPEN` where it is and is.
+      words: of each patch, () for background: the English name of the thing, of a number the digit
+        alone, which is all that it differs in; the colour of its tile; `GRIPPER` where one is or
+        points to; `OPEN` where it is and is.
       places: int32 [P, 2], (y, x) bins 0..255 of the whole thing's centre; -1 for background.
     """
 
@@ -61,7 +62,8 @@ def patch_labels(scene: Scene, bank: PictureBank, size: int, patch: int) -> Patc
 
 
 def _words(thing: Placed, bank: PictureBank) -> tuple[str, ...]:
-    name = bank.name(thing.key)
+    value = bank.value(thing.key)
+    name = bank.name(thing.key) if value is None else str(value)
     is_block = bank.category(thing.key) == "block"
     return (name, thing.tile) if thing.tile and not is_block else (name,)
 

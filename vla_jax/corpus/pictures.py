@@ -34,7 +34,7 @@ MAT_COLORS: tuple[str, ...] = ("red", "green", "blue", "yellow", "orange", "purp
 TILE_COLORS: tuple[str, ...] = (*COLORS,)
 """Colours of the square a picture is printed on."""
 
-NUMBER_STYLES = 6
+NUMBER_STYLES = 5
 """`picture(..., style=s)` draws a number in style `s % NUMBER_STYLES`."""
 
 _SOURCE = 288  # pixels a number is drawn at before it is scaled down
@@ -179,28 +179,30 @@ def _find_emoji(character: str) -> pathlib.Path | None:
 
 
 def _draw_number(value: int, style: int) -> Image.Image:
-    """A digit [288, 288] in one of `NUMBER_STYLES` looks, dark or coloured ink, no background."""
+    """A digit [288, 288] in one of `NUMBER_STYLES` looks, on a white plate.
+
+    Digits differ in strokes alone, so they fill the plate, and none is lost on a tile of its ink.
+    """
     image = Image.new("RGBA", (_SOURCE, _SOURCE), (0, 0, 0, 0))
     draw = ImageDraw.Draw(image)
-    inks = ("black", "blue", "red", "black", "green", "purple")
-    ink = COLORS[inks[style]]
+    white = (*COLORS["white"], 255)
+    ink = COLORS[("black", "blue", "red", "black", "purple")[style]]
     if style == 3:
         _seven_segments(draw, value, ink)
-        return image
-    text = str(value)
-    font = ImageFont.load_default(size=330 if style != 4 else 290)
-    stroke = (14, 4, 22, 0, 12, 18)[style]
-    box = draw.textbbox((0, 0), text, font=font, stroke_width=stroke)
-    at = ((_SOURCE - box[0] - box[2]) / 2, (_SOURCE - box[1] - box[3]) / 2)
-    if style == 5:  # white face with a coloured outline
-        draw.text(at, text, (250, 250, 250), font=font, stroke_width=stroke, stroke_fill=ink)
     else:
+        text = str(value)
+        font = ImageFont.load_default(size=350)
+        stroke = (14, 6, 20, 0, 12)[style]
+        box = draw.textbbox((0, 0), text, font=font, stroke_width=stroke)
+        at = ((_SOURCE - box[0] - box[2]) / 2, (_SOURCE - box[1] - box[3]) / 2)
         draw.text(at, text, ink, font=font, stroke_width=stroke)
     if style == 4:  # slanted
         image = image.transform(
             image.size, Image.Transform.AFFINE, (1, 0.22, -0.11 * _SOURCE, 0, 1, 0)
         )
-    return image
+    plate = Image.new("RGBA", image.size, (0, 0, 0, 0))
+    ImageDraw.Draw(plate).rounded_rectangle((0, 0, _SOURCE - 1, _SOURCE - 1), 40, white)
+    return Image.alpha_composite(plate, image)
 
 
 _SEGMENTS = (
@@ -218,7 +220,7 @@ _SEGMENTS = (
 
 
 def _seven_segments(draw: ImageDraw.ImageDraw, value: int, ink: tuple[int, int, int]) -> None:
-    left, right, top, middle, bottom = 74, 214, 34, 144, 254
+    left, right, top, middle, bottom = 72, 216, 36, 144, 252
     if value == 1:  # two segments, centred like the other digits
         right = _SOURCE // 2
     ends = {

@@ -101,8 +101,11 @@ class QuestionMaker:
         return self.sample(scene, "grounded_caption", "name and place what you see", answer)
 
     def crowded_scene(self, rng: random.Random) -> Scene:
-        """As many of 10 to 16 concepts as there is room for: half of the image shows things."""
-        keys = self.keys(rng, rng.randint(10, 16))
+        """As many of 10 to 16 concepts as there is room for: half of the image shows things.
+
+        Two are numbers: they differ in strokes alone, which takes more examples.
+        """
+        keys = self.keys(rng, rng.randint(10, 16), rng.sample(self._numbers, 2))
         return compose(rng, keys, self.bank, size=self.size, crowd=True)
 
     def make_about(self, scene: Scene, count: int, rng: random.Random) -> list[Sample]:

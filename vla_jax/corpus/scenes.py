@@ -276,12 +276,13 @@ def _dress(
     """Size, rotation, tile and block of one object; it has no place yet."""
     side = base * rng.uniform(0.85, 1.2)
     tile, side_color, height = "", "", 0.0
-    color = bank.color(key)
+    color, is_number = bank.color(key), bank.value(key) is not None
     if bank.category(key) == "block":
         tile, raised = color, True  # flat, it could not be told from a mat
     elif rng.random() < tile_share:
         others = [c for c in COLORS if c != color]
         tile = "white" if rng.random() < 0.5 and color != "white" else rng.choice(others)
+        tile = "white" if is_number else tile  # as its plate
         raised = rng.random() < (0.75 if view.table else 0.3)
     else:
         raised = False
@@ -291,8 +292,9 @@ def _dress(
         tilt = math.sqrt(1.0 - view.flatten**2) if view.flatten < 0.98 else 0.2
         height = max(1.0, side * tilt * rng.uniform(0.5, 1.0))
         side_color = tile if rng.random() < 0.75 else rng.choice((*COLORS,))
-    angle = rng.uniform(-math.pi, math.pi) if free else rng.gauss(0.0, 0.16)
-    style = rng.randrange(NUMBER_STYLES) if bank.value(key) is not None else 0
+    # A number lies as one reads it, or 6 were 9.
+    angle = rng.uniform(-math.pi, math.pi) if free and not is_number else rng.gauss(0.0, 0.16)
+    style = rng.randrange(NUMBER_STYLES) if is_number else 0
     nowhere = (0.0, 0.0)
     return Placed(
         key, nowhere, (*nowhere, *nowhere), nowhere, side, angle, style, tile, side_color, height

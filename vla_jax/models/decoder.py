@@ -85,7 +85,14 @@ class Attention(nn.Module):
         d = self.config.decoder
         n, k, h = d.num_heads, d.num_kv_heads, d.head_dim
         w_kv = Weight((2, k, d.width, h), d.width, name="kv_einsum")()
-        alike = jnp.roll(jnp.repeat(w_kv[0], n // k, axis=0), d.width // 2, axis=1)
+        # Half of the heads look for names, the others for places; see `query_key_similarity`.
+        quarters = (2, 2, 1, 3)
+        alike = jnp.stack(
+            [
+                jnp.roll(w_kv[0, i * k // n], quarters[i % 4] * d.width // 4, axis=0)
+                for i in range(n)
+            ]
+        )
         w_q = Weight((n, d.width, h), d.width, name="q_einsum")(d.query_key_similarity * alike)
         w_out = Weight((n, h, d.width), n * h, name="attn_vec_einsum")()
         q, keys, values = (
@@ -172,12 +179,12 @@ class Embedder(nn.Module):
         if self.integer_rows is None:
             return table
         first, last = self.integer_rows
-        count = last - first
-        # Neighbours mixed by a Gaussian of a sixteenth of the range make a smooth curve.
-        apart = jnp.arange(count)[:, None] - jnp.arange(count)
-        weights = jnp.exp(-0.5 * (apart / (count / 16)) ** 2)
-        weights /= jnp.sqrt(jnp.sum(weights**2, axis=1, keepdims=True))
-        return table.at[first:last].set(weights @ table[first:last])
+        waves = min(16, self.width // 2)
+        wavelengths = jnp.geomspace(8.0, 2.0 * (last - first), waves)
+        angle = 2 * jnp.pi * jnp.arange(last - first)[:, None] / wavelengths
+        curve = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1) / waves**0.5
+        basis = nn.initializers.orthogonal()(jax.random.fold_in(rng, 1), (2 * waves, self.width))
+        return table.at[first:last].set(curve @ basis)
 
     def encode(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """int [B, T] -> [B, T, D]."""

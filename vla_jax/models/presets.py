@@ -70,13 +70,15 @@ class DecoderConfig:
       rope_base: period base of rotary positions, in global layers; `local_rope_base` in local ones.
       rope_scale: positions are divided by it in global layers (Gemma 3 from 4B on).
       integer_rows: the embedding rows [first, last) that stand for the integers 0, 1, 2, ... They
-        start as a smooth curve rather than as unrelated vectors, so what is learnt about one
-        coordinate or action bin holds near it from the first step.
+        start as sines and cosines of 16 wavelengths, from 8 integers to twice their range, rather
+        than as unrelated vectors: what is learnt about one coordinate or action bin holds near it
+        from the first step, and a difference of two is a product of what gated MLPs multiply.
       query_key_similarity: fresh query weights hold so many times the key weights, so that
         attention starts as looking for what is alike (mimetic initialization, arXiv 2305.09828).
-        They are rolled by half the width, as image tokens are to their words
-        (`training.alignment.alignment_loss`): the word "dog" then finds the patches that show one,
-        and not itself.
+        They are rolled as image tokens are to their words (`training.alignment.alignment_loss`): by
+        half the width in half of the heads, where the word "dog" then finds the patches that show
+        one, and not itself; by a quarter and three quarters in the others, where a coordinate finds
+        what is there.
     """
 
     width: int

@@ -225,10 +225,11 @@ class TabletopEnv(gymnasium.Env):
         )
 
     def _draw_tile(self, rng: random.Random, name: str) -> str:
-        """A colour on which the picture shows."""
-        ink = "black" if self._bank.category(name) == "number" else self._bank.color(name)
+        """A colour on which the picture shows; a number's is that of its plate."""
+        if self._bank.category(name) == "number":
+            return "white"
         tiles = ("white", "white", "white", "yellow", "pink", "black")
-        return rng.choice([tile for tile in tiles if tile != ink])
+        return rng.choice([tile for tile in tiles if tile != self._bank.color(name)])
 
     def _draw_task(self, rng: random.Random, layout: Layout, family: str | None) -> Task:
         families = [family] if family else list(self.config.families)
