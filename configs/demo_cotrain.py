@@ -19,15 +19,15 @@ def get_config() -> ConfigDict:
             },
             "data": {
                 "sources": {
-                    # RT-2's shares: about 50% robot for PaLI-X, 66% for PaLM-E.
-                    "robot": {"kind": "episodes", "path": "demo_out/data/robot", "weight": 3.0},
-                    "web": {"kind": "image_text", "path": "demo_out/data/web", "weight": 2.0},
+                    # RT-2's robot shares: about 50% for PaLI-X, as here, and 66% for PaLM-E.
+                    "robot": {"kind": "episodes", "path": "demo_out/data/robot", "weight": 1.0},
+                    "web": {"kind": "image_text", "path": "demo_out/data/web", "weight": 1.0},
                 },
                 "max_tokens": 46,
                 "max_answer_tokens": 16,
                 "threads": 1,
             },
-            "optimizer": {"learning_rate": 6e-4, "warmup_steps": 60, "weight_decay": 1e-4},
+            "optimizer": {"learning_rate": 4e-4, "warmup_steps": 60, "weight_decay": 1e-4},
             "train": {
                 "steps": 1200,
                 "batch_size": 32,
