@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 EPISODES, WEB_TRAIN, WEB_TEST = 2800, 14_000, 1000
+LEAST_PX = 17
+"""Side of the smallest pictures in the corpus: that of a block in the camera's view."""
 
 
 class Step:
@@ -72,7 +74,7 @@ def main() -> None:
                 "--test",
                 str(WEB_TEST),
             ),
-            *("--background_share", "0.05", "--out", data / "web"),
+            *("--background_share", "0.05", "--least_px", str(LEAST_PX), "--out", data / "web"),
         )
     sources = f"--config.data.sources.web.path={data / 'web'}"
     step(

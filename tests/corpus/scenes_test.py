@@ -62,6 +62,20 @@ def test_table_scenes_have_blocks_of_the_size_a_camera_sees(bank: PictureBank):
     assert 12 < np.percentile(sides, 5) < np.median(sides) < 19 and np.percentile(sides, 95) < 27
 
 
+@pytest.mark.parametrize("table", [True, False])
+def test_the_smallest_pictures_are_of_the_size_that_was_asked_for(bank: PictureBank, table: bool):
+    """Alone, so that there is room: from 15% under `least_px`, which is for 112 pixels."""
+    for least, size in ((13.0, 112), (20.0, 112), (20.0, 224)):
+        sides = [
+            compose(
+                random.Random(i), ["dog"], bank, size=size, least_px=least, table=table
+            ).objects[0].side_px
+            for i in range(400)
+        ]  # fmt: skip
+        bound = 0.85 * least * size / 112
+        assert bound <= min(sides) < 1.15 * bound
+
+
 def test_a_plain_block_is_never_flat(bank: PictureBank):
     for i in range(100):
         scene = compose(random.Random(i), ["red block"], bank, size=112)

@@ -132,8 +132,9 @@ def test_images_are_encoded_well(image_format):
 
 
 def test_corpus_rows_are_those_of_the_corpus_in_order():
-    found = list(corpus_rows("test", 70, image_size=32, seed=3, workers=2, image_format="png"))
-    corpus = Corpus(32, 3, "test")
+    sizes = {"image_size": 40, "least_px": 16.0}
+    found = list(corpus_rows("test", 70, seed=3, workers=2, image_format="png", **sizes))
+    corpus = Corpus(seed=3, split="test", **sizes)
     assert len(found) == 70 and not multiprocessing.active_children()
     for index in (0, 1, 63, 64, 69):
         expected, row = corpus.example(index), found[index]

@@ -16,6 +16,7 @@ from vla_jax.corpus.paint import Painter
 from vla_jax.corpus.patches import PatchLabels, patch_labels
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.corpus.questions import QuestionMaker, Sample
+from vla_jax.corpus.scenes import LEAST_PX
 from vla_jax.corpus.task_weights import PACKED_WEIGHTS
 from vla_jax.text.prompts import question_prompt
 
@@ -54,6 +55,7 @@ class Corpus:
       background_share: how much of the pictures is the long tail of all other emoji; a small model
         on a small budget learns the curated ones better with less of it.
       max_pictures: most pictures in a scene; fewer make an easier corpus to start with.
+      least_px: side of the smallest pictures where an image has 112 pixels, see `scenes.compose`.
       crowded_share: how much of `questions` is about scenes with about ten pictures, which teach
         more per image.
 
@@ -68,6 +70,7 @@ class Corpus:
         background_share: float = 0.3,
         max_pictures: int = 5,
         crowded_share: float = 0.0,
+        least_px: float = LEAST_PX,
     ):
         _require_split(split)
         if image_size < 32:
@@ -75,7 +78,9 @@ class Corpus:
         self.image_size, self.seed, self.split = image_size, seed, split
         self.crowded_share = crowded_share
         self._bank = PictureBank()
-        self._maker = QuestionMaker(self._bank, image_size, background_share, max_pictures)
+        self._maker = QuestionMaker(
+            self._bank, image_size, background_share, max_pictures, least_px
+        )
         self._painter = Painter(self._bank)
         self._easy_vqa = EasyVqa(split, image_size)
 

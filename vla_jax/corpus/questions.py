@@ -22,7 +22,7 @@ from vla_jax.corpus.coordinates import (
 from vla_jax.corpus.gripper_questions import ask_grip, ask_gripper, ask_over, ask_reach
 from vla_jax.corpus.phrases import CATEGORY_NOUNS, POINT_PHRASES, RELATED
 from vla_jax.corpus.pictures import PictureBank
-from vla_jax.corpus.scenes import Placed, Scene, compose
+from vla_jax.corpus.scenes import LEAST_PX, Placed, Scene, compose
 from vla_jax.corpus.task_weights import (
     ABOUT_ANY,
     ABOUT_CROWD,
@@ -50,9 +50,14 @@ class QuestionMaker:
     """Draws scenes and questions. Everything random comes from the `random.Random` passed in."""
 
     def __init__(
-        self, bank: PictureBank, size: int, background_share: float = 0.3, max_pictures: int = 5
+        self,
+        bank: PictureBank,
+        size: int,
+        background_share: float = 0.3,
+        max_pictures: int = 5,
+        least_px: float = LEAST_PX,
     ):
-        self.max_pictures = max_pictures
+        self.max_pictures, self.least_px = max_pictures, least_px
         self.bank = bank
         self.size = size
         self.background_share = background_share
@@ -106,7 +111,10 @@ class QuestionMaker:
         Two are numbers: they differ in strokes alone, which takes more examples.
         """
         keys = self.keys(rng, rng.randint(10, 16), rng.sample(self._numbers, 2))
-        return compose(rng, keys, self.bank, size=self.size, crowd=True)
+        return self._compose(rng, keys, crowd=True)
+
+    def _compose(self, rng: random.Random, keys: Sequence[str], **options) -> Scene:
+        return compose(rng, keys, self.bank, size=self.size, least_px=self.least_px, **options)
 
     def make_about(self, scene: Scene, count: int, rng: random.Random) -> list[Sample]:
         """Up to `count` different questions about one given scene."""
@@ -146,14 +154,12 @@ class QuestionMaker:
     def scene(self, rng: random.Random, low: int = 1, high: int = 5, **options) -> Scene:
         """Different concepts, `low` to `high` of them, but at most `max_pictures`."""
         low, high = min(low, self.max_pictures), min(high, self.max_pictures)
-        return compose(
-            rng, self.keys(rng, rng.randint(low, high)), self.bank, size=self.size, **options
-        )
+        return self._compose(rng, self.keys(rng, rng.randint(low, high)), **options)
 
     def scene_of(self, rng: random.Random, keys: Callable[[], list[str]]) -> Scene:
         """These concepts, in any order."""
         chosen = keys()
-        return compose(rng, rng.sample(chosen, len(chosen)), self.bank, size=self.size)
+        return self._compose(rng, rng.sample(chosen, len(chosen)))
 
     def sample(
         self, scene: Scene, task: str, question: str, answer: str, language: str = "en"

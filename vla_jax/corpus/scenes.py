@@ -18,6 +18,9 @@ from collections.abc import Sequence
 
 from vla_jax.corpus.pictures import COLORS, MAT_COLORS, NUMBER_STYLES, PictureBank
 
+LEAST_PX = 13.0
+"""Side of the smallest pictures in an image of 112 pixels."""
+
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 
@@ -137,6 +140,7 @@ def compose(
     bank: PictureBank,
     *,
     size: int,
+    least_px: float = LEAST_PX,
     table: bool | None = None,
     empty_mats: int | None = None,
     crowd: bool = False,
@@ -145,6 +149,8 @@ def compose(
     """Places `keys` without overlap.
 
     Args:
+      least_px: side of the smallest pictures, give or take a fifth, where an image has 112 pixels;
+        they are smaller still if there is no room.
       table: force one of the two views; None: either.
       empty_mats: number of plain mats with nothing on them; None: sometimes one or two. Fewer are
         placed if there is no room.
@@ -154,7 +160,8 @@ def compose(
     if table is None:
         table = rng.random() < 0.55
     for attempt in range(12):
-        scene = _try_compose(rng, keys, bank, size, table, empty_mats, crowd, 0.93**attempt)
+        shrink = 0.93**attempt
+        scene = _try_compose(rng, keys, bank, size, least_px, table, empty_mats, crowd, shrink)
         if scene is not None:
             if gripper or (gripper is None and table and rng.random() < 0.6):
                 scene = _with_gripper(rng, scene)
@@ -169,6 +176,7 @@ def _try_compose(
     keys: Sequence[str],
     bank: PictureBank,
     size: int,
+    least_px: float,
     table: bool,
     empty_mats: int | None,
     crowd: bool,
@@ -178,11 +186,11 @@ def _try_compose(
     n = max(1, len(keys))
     if table:
         view = View(size, True, rng.uniform(0.55, 0.97))
-        base = rng.uniform(13.0, 22.0) * k
+        base = rng.uniform(least_px, least_px + 9.0) * k
     else:
         view = View(size, False, 1.0 if rng.random() < 0.7 else rng.uniform(0.6, 1.0))
-        largest = min(70.0, 96.0 / math.sqrt(n))
-        base = math.exp(rng.uniform(math.log(13.0), math.log(largest))) * k
+        largest = max(least_px, min(70.0, 96.0 / math.sqrt(n)))
+        base = math.exp(rng.uniform(math.log(least_px), math.log(largest))) * k
     free = rng.random() < 0.2  # any rotation
     tile_share = 0.95 if table else rng.choice((0.0, 0.0, 0.5, 1.0))
     mat_share = rng.choice((0.0, 0.15, 0.5)) if table else rng.choice((0.0, 0.0, 0.4))

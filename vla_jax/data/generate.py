@@ -8,12 +8,13 @@ import functools
 import io
 import multiprocessing
 from collections.abc import Iterator
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 from PIL import Image
 
 from vla_jax.corpus.dataset import Corpus
+from vla_jax.corpus.scenes import LEAST_PX
 
 ImageFormat = Literal["png", "jpeg"]
 CHUNK = 64
@@ -48,12 +49,14 @@ def corpus_rows(
     workers: int = 2,
     image_format: ImageFormat = "jpeg",
     background_share: float = 0.3,
+    least_px: float = LEAST_PX,
 ) -> Iterator[ImageTextRow]:
-    """Samples 0 .. count - 1 of `Corpus(image_size, seed, split, background_share)`, in order.
+    """Samples 0 .. count - 1 of a `Corpus` with these settings, in order.
 
     Raises RuntimeError if a worker process dies.
     """
-    make = functools.partial(_make_chunk, split, image_size, seed, background_share, image_format)
+    settings = _Settings(image_size, seed, split, background_share, least_px)
+    make = functools.partial(_make_chunk, settings, image_format)
     spans = ((first, min(first + CHUNK, count)) for first in range(0, count, CHUNK))
     # Spawned, because forking a process that runs TensorFlow's threads can hang the child.
     context = multiprocessing.get_context("spawn")
@@ -74,16 +77,20 @@ def corpus_rows(
         pool.shutdown(cancel_futures=True)
 
 
+class _Settings(NamedTuple):
+    """Of a `Corpus`; picklable and hashable."""
+
+    image_size: int
+    seed: int
+    split: str
+    background_share: float
+    least_px: float
+
+
 def _make_chunk(
-    split: str,
-    image_size: int,
-    seed: int,
-    background_share: float,
-    image_format: ImageFormat,
-    first: int,
-    last: int,
+    settings: _Settings, image_format: ImageFormat, first: int, last: int
 ) -> list[ImageTextRow]:
-    corpus = _corpus(image_size, seed, split, background_share)
+    corpus = _corpus(settings)
     rows = []
     for index in range(first, last):
         example = corpus.example(index)
@@ -100,5 +107,5 @@ def _make_chunk(
 
 
 @functools.lru_cache(maxsize=1)
-def _corpus(image_size: int, seed: int, split: str, background_share: float) -> Corpus:
-    return Corpus(image_size, seed, split, background_share)
+def _corpus(settings: _Settings) -> Corpus:
+    return Corpus(**settings._asdict())

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from vla_jax.corpus.scenes import LEAST_PX
 from vla_jax.data.generate import corpus_rows
 from vla_jax.data.staged import StagedEpisodes
 
@@ -38,6 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     image_text.add_argument("--seed", type=int, default=0)
     image_text.add_argument(
         "--background_share", type=float, default=0.3, help="of pictures from the long tail"
+    )
+    image_text.add_argument(
+        "--least_px",
+        type=float,
+        default=LEAST_PX,
+        help="side of the smallest pictures where an image has 112 pixels",
     )
     image_text.add_argument("--workers", type=int, default=2, help="processes")
     image_text.set_defaults(run=_image_text)
@@ -68,6 +75,7 @@ def _image_text(options: argparse.Namespace) -> None:
             workers=options.workers,
             image_format=options.image_format,
             background_share=options.background_share,
+            least_px=options.least_px,
         )
         for split, count in (("train", options.train), ("test", options.test))
     }
