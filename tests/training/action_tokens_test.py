@@ -1,4 +1,4 @@
-"""A run with each kind of action tokens: trained, saved, restored, refused where it does not fit."""
+"""A run with each kind of action tokens: trained, saved, restored; refused where they misfit."""
 
 from __future__ import annotations
 
