@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -22,7 +22,6 @@ from vla_jax.checkpoints.pretrained import (
     is_pretrained,
     load_pretrained,
 )
-from vla_jax.checkpoints.surgery import reassign_rows
 from vla_jax.config import Config
 from vla_jax.data.loader import Loader, open_source
 from vla_jax.data.mixture import DataConfig, Mixture
@@ -32,7 +31,7 @@ from vla_jax.decoding.policy import Policy
 from vla_jax.models.lora import merge_lora
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import Vla, init_params
-from vla_jax.sharding.mesh import MeshConfig, make_mesh
+from vla_jax.sharding.mesh import MeshConfig, make_mesh, replicated
 from vla_jax.text.least_used import load_ids
 from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.training.groups import freeze
@@ -179,15 +178,20 @@ class TrainingRun:
         init = make_init(config.model, self.optimizer, config.train.seed)
         if not config.train.init_from:
             return jax.jit(init, out_shardings=self.shardings)()
-        params = load_initial_params(config.train.init_from, config.model, config.train.seed)
-        if config.data.actions.token_ids and is_pretrained(config.train.init_from):
-            tokenizer = self.builder.action_tokenizer
-            params = _with_new_action_rows(params, tokenizer, config.train.seed)
+        tokenizer = self.builder.action_tokenizer
+        rows = () if tokenizer is None else tokenizer.token_ids.tolist()
+        params = load_initial_params(
+            config.train.init_from,
+            config.model,
+            config.train.seed,
+            self.shardings["params"],
+            rows if config.data.actions.token_ids else (),
+        )
 
         def start(params: Params) -> TrainState:
             return {**init(), "params": params, "opt": self.optimizer.init(params)}
 
-        return jax.jit(start, out_shardings=self.shardings)(params)
+        return jax.jit(start, out_shardings=self.shardings, donate_argnums=0)(params)
 
     def restored_state(self, checkpoints: Checkpoints) -> TrainState:
         """The newest checkpoint's state. Raises ValueError if it is of another config."""
@@ -226,45 +230,40 @@ def build_training(config: Config) -> TrainingRun:
     )
 
 
-def load_initial_params(path: str, model: ModelConfig, seed: int) -> Params:
+def load_initial_params(
+    path: str,
+    model: ModelConfig,
+    seed: int,
+    shardings: Params,
+    action_rows: Sequence[int] = (),
+) -> Params:
     """Parameters from published weights, or from the newest checkpoint of a run directory.
 
-    `seed` is for what published weights lack. Prints what became of them.
+    Prints what became of published ones.
+
+    Args:
+      seed: for what published weights lack.
+      shardings: where each parameter goes.
+      action_rows: tokens of published weights that get a new meaning; those of a run have theirs.
     """
 
     def init() -> Params:
         return init_params(model, jax.random.key(seed))
 
-    like = jax.eval_shape(init)
     if is_pretrained(path):
-        params, changes = load_pretrained(path, like, jax.jit(init))
+        params, changes = load_pretrained(path, init, shardings, action_rows=action_rows)
         print(f"{path}: {change_table(changes)}", flush=True)
         return params
     if not (Path(path) / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"train.init_from {path!r} is neither {FORMATS}, nor a run directory with checkpoints/"
         )
-    return _restore_params(path, like)
+    return _restore_params(path, jax.eval_shape(init), shardings)
 
 
-def _restore_params(workdir: str, like: Params) -> Params:
-    mesh = make_mesh(MeshConfig())
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+def _restore_params(workdir: str, like: Params, shardings: Params) -> Params:
     with Checkpoints(workdir) as checkpoints:
-        shardings = jax.tree.map(lambda _: whole, like)
         return checkpoints.restore({"params": like}, {"params": shardings})["params"]
-
-
-def _with_new_action_rows(params: Params, tokenizer: ActionTokenizer | None, seed: int) -> Params:
-    """Published parameters whose least used tokens get a new meaning; see `reassign_rows`."""
-    if tokenizer is None:
-        return params
-    embedder = params["llm"]["embedder"]
-    table = reassign_rows(
-        np.asarray(embedder["input_embedding"]), tokenizer.token_ids.tolist(), seed
-    )
-    llm = params["llm"] | {"embedder": embedder | {"input_embedding": table}}
-    return params | {"llm": llm}
 
 
 def _require_bins(config: Config, tokenizer: ActionTokenizer | None) -> None:
@@ -298,7 +297,9 @@ def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, Checkp
         )
     like = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
     builder = make_builder(config.data, vocabulary, meta.action_tokenizer)
-    params = merge_lora(_restore_params(str(workdir), like), config.model)
+    whole = replicated(make_mesh(MeshConfig()))
+    params = _restore_params(str(workdir), like, jax.tree.map(lambda _: whole, like))
+    params = merge_lora(params, config.model)
     model = dataclasses.replace(config.model, lora_rank=0)
     return Policy(params, model, builder, batch_size=batch_size), meta, config
 
