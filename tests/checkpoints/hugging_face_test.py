@@ -37,11 +37,8 @@ def model(request, monkeypatch):
     config = ModelConfig(request.param, image_size=21, compute_dtype="float32")
     found, left_out = read_hugging_face(TheirFile(GOLDEN / request.param), _shapes(config))
     assert not left_out and set(found) == set(flatten(_shapes(config)))
-    return (
-        config,
-        unflatten({k: v.read() for k, v in found.items()}),
-        dict(np.load(GOLDEN / request.param / "expected.npz")),
-    )
+    params = unflatten({k: v.read() for k, v in found.items()})
+    return config, params, dict(np.load(GOLDEN / request.param / "expected.npz"))
 
 
 def _shapes(config: ModelConfig):
@@ -161,8 +158,8 @@ def test_misfits_are_listed_before_anything_is_read(tmp_path, monkeypatch):
         TheirFile(tmp_path / "cut.safetensors")
     with pytest.raises(FileNotFoundError, match=r"no \.safetensors file"):
         TheirFile(ROOT / "tests")
+    save_file({"a": np.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="no part of SigLIP, Gemma or PaliGemma"):
-        save_file({"a": np.zeros(2)}, tmp_path / "model.safetensors")
         read_hugging_face(TheirFile(tmp_path / "model.safetensors"), _shapes(config))
     with pytest.raises(ValueError, match=r"no encoder like that of 'demo'"):
         write_hugging_face(tmp_path, {}, ModelConfig("demo", image_size=112))

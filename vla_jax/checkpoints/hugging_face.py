@@ -170,7 +170,8 @@ def their_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
 class Tensors(Protocol):
     """Tensors of a file by name; read when asked."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
     def __getitem__(self, name: str) -> np.ndarray: ...
 
