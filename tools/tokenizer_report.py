@@ -5,7 +5,8 @@
 Uniform bins, equal-mass bins, digits and FAST side by side: round-trip error per dimension in its
 unit, tokens per chunk, how many ids are used, entropy. What is fitted (equal-mass bins, FAST) is
 fitted on four fifths of the episodes; all are measured on the rest. Writes report.json,
-report.png and the fitted FAST tokenizer, fast.json.
+report.png and the fitted tokenizers, quantile.json and fast.json: train with one of them by
+`--config.data.actions.tokenizer=.../fast.json --config.data.actions.chunk=8`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_jax.actions import stored
 from vla_jax.actions.digits import DigitTokenizer
 from vla_jax.actions.fast import FastTokenizer, chunks_of
 from vla_jax.actions.quantile import QuantileTokenizer
@@ -131,11 +133,12 @@ def main() -> None:
     }
     results = {name: measure(tokenizer, held_out) for name, tokenizer in tokenizers.items()}
     args.out.mkdir(parents=True, exist_ok=True)
-    tokenizers["fast"].save(args.out / "fast.json")
+    for name in ("quantile", "fast"):
+        stored.save(tokenizers[name], args.out / f"{name}.json")
     (args.out / "report.json").write_text(json.dumps(results, indent=2) + "\n")
     plot(results, args.out / "report.png")
     print(table(results, args.chunk))
-    print(f"\n{args.out / 'report.json'}, report.png, fast.json")
+    print(f"\n{args.out / 'report.json'}, report.png, quantile.json, fast.json")
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def check_export(name: str) -> str:
     config = register(name)
     found, _ = read_hugging_face(TheirFile(GOLDEN / name), _shapes(config))
     with tempfile.TemporaryDirectory() as folder:
-        write_hugging_face(folder, unflatten(found), config)
+        write_hugging_face(folder, unflatten({k: v.read() for k, v in found.items()}), config)
         model, info = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
             folder, output_loading_info=True, attn_implementation="eager"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -11,8 +12,9 @@ import optax
 from jax.sharding import Mesh
 
 from vla_jax import schema
+from vla_jax.actions import stored
 from vla_jax.actions.spec import ActionSpec
-from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.checkpoints.manager import CheckpointMeta, Checkpoints
 from vla_jax.checkpoints.pretrained import (
     FORMATS,
@@ -29,7 +31,8 @@ from vla_jax.decoding.policy import Policy
 from vla_jax.models.lora import merge_lora
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import Vla, init_params
-from vla_jax.sharding.mesh import MeshConfig, make_mesh
+from vla_jax.sharding.mesh import MeshConfig, make_mesh, replicated
+from vla_jax.text.least_used import load_ids
 from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.training.groups import freeze
 from vla_jax.training.losses import answer_loss
@@ -55,9 +58,32 @@ _MAY_CHANGE = (
 )
 
 
-def make_builder(data: DataConfig, vocabulary: Vocabulary, spec: ActionSpec | None):
-    """The SequenceBuilder of a config; `spec` is that of its robot data, if it has any."""
-    tokenizer = None if spec is None else UniformTokenizer(spec, vocabulary.action_ids)
+def make_vocabulary(config: Config) -> Vocabulary:
+    """The config's vocabulary. Raises ValueError if it does not fit the model's table."""
+    rows = config.model.decoder.vocab_size
+    return Vocabulary(config.data.vocabulary or None, expected_size=rows)
+
+
+def make_action_tokenizer(
+    data: DataConfig, vocabulary: Vocabulary, spec: ActionSpec | None
+) -> ActionTokenizer | None:
+    """The config's action tokenizer; None if there is no robot data."""
+    if spec is None:
+        return None
+    config = data.actions
+    if config.tokenizer == "digits":
+        ids = vocabulary.digit_ids
+    elif config.token_ids:
+        ids = load_ids(config.token_ids, vocabulary)
+    else:
+        ids = vocabulary.integer_ids
+    return stored.make_tokenizer(config, spec, ids)
+
+
+def make_builder(
+    data: DataConfig, vocabulary: Vocabulary, tokenizer: ActionTokenizer | None
+) -> SequenceBuilder:
+    """The SequenceBuilder of a config."""
     return SequenceBuilder(
         vocabulary,
         tokenizer,
@@ -76,7 +102,9 @@ def open_sources(data: DataConfig, split: str | None = None) -> dict[str, Source
     for name, config in data.sources.items():
         if config.weight == 0:
             continue
-        source = open_source(name, config, split=split, expected_spec=spec)
+        source = open_source(
+            name, config, split=split, expected_spec=spec, chunk=data.actions.chunk
+        )
         sources[name] = source
         spec = spec or source.action_spec
     return sources
@@ -140,7 +168,7 @@ class TrainingRun:
             step=step,
             next_sample=step * self.config.train.batch_size,
             config=schema.to_plain(self.config),
-            action_spec=action_spec_of(self.sources),
+            action_tokenizer=self.builder.action_tokenizer,
             vocabulary=self.builder.vocabulary.digest,
         )
 
@@ -150,12 +178,20 @@ class TrainingRun:
         init = make_init(config.model, self.optimizer, config.train.seed)
         if not config.train.init_from:
             return jax.jit(init, out_shardings=self.shardings)()
-        params = load_initial_params(config.train.init_from, config.model, config.train.seed)
+        tokenizer = self.builder.action_tokenizer
+        rows = () if tokenizer is None else tokenizer.token_ids.tolist()
+        params = load_initial_params(
+            config.train.init_from,
+            config.model,
+            config.train.seed,
+            self.shardings["params"],
+            rows if config.data.actions.token_ids else (),
+        )
 
         def start(params: Params) -> TrainState:
             return {**init(), "params": params, "opt": self.optimizer.init(params)}
 
-        return jax.jit(start, out_shardings=self.shardings)(params)
+        return jax.jit(start, out_shardings=self.shardings, donate_argnums=0)(params)
 
     def restored_state(self, checkpoints: Checkpoints) -> TrainState:
         """The newest checkpoint's state. Raises ValueError if it is of another config."""
@@ -176,7 +212,9 @@ def build_training(config: Config) -> TrainingRun:
     sources = open_sources(config.data)
     weights = {name: config.data.sources[name].weight for name in sources}
     sizes = {name: len(source) for name, source in sources.items()}
-    vocabulary = Vocabulary(expected_size=config.model.decoder.vocab_size)
+    vocabulary = make_vocabulary(config)
+    tokenizer = make_action_tokenizer(config.data, vocabulary, action_spec_of(sources))
+    _require_bins(config, tokenizer)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     init = make_init(config.model, optimizer, config.train.seed)
     abstract = jax.eval_shape(init)
@@ -185,40 +223,60 @@ def build_training(config: Config) -> TrainingRun:
         mesh=mesh,
         mixture=Mixture(weights, sizes, config.data.seed),
         sources=sources,
-        builder=make_builder(config.data, vocabulary, action_spec_of(sources)),
+        builder=make_builder(config.data, vocabulary, tokenizer),
         optimizer=optimizer,
         abstract=abstract,
         shardings=state_shardings(abstract, mesh),
     )
 
 
-def load_initial_params(path: str, model: ModelConfig, seed: int) -> Params:
+def load_initial_params(
+    path: str,
+    model: ModelConfig,
+    seed: int,
+    shardings: Params,
+    action_rows: Sequence[int] = (),
+) -> Params:
     """Parameters from published weights, or from the newest checkpoint of a run directory.
 
-    `seed` is for what published weights lack. Prints what became of them.
+    Prints what became of published ones.
+
+    Args:
+      seed: for what published weights lack.
+      shardings: where each parameter goes.
+      action_rows: tokens of published weights that get a new meaning; those of a run have theirs.
     """
 
     def init() -> Params:
         return init_params(model, jax.random.key(seed))
 
-    like = jax.eval_shape(init)
     if is_pretrained(path):
-        params, changes = load_pretrained(path, like, jax.jit(init))
+        params, changes = load_pretrained(path, init, shardings, action_rows=action_rows)
         print(f"{path}: {change_table(changes)}", flush=True)
         return params
     if not (Path(path) / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"train.init_from {path!r} is neither {FORMATS}, nor a run directory with checkpoints/"
         )
-    return _restore_params(path, like)
+    return _restore_params(path, jax.eval_shape(init), shardings)
 
 
-def _restore_params(workdir: str, like: Params) -> Params:
-    mesh = make_mesh(MeshConfig())
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+def _restore_params(workdir: str, like: Params, shardings: Params) -> Params:
     with Checkpoints(workdir) as checkpoints:
-        shardings = jax.tree.map(lambda _: whole, like)
         return checkpoints.restore({"params": like}, {"params": shardings})["params"]
+
+
+def _require_bins(config: Config, tokenizer: ActionTokenizer | None) -> None:
+    """Raises ValueError where integer smoothing would blur tokens that are not in an order."""
+    rows = config.model.decoder.integer_rows
+    if not config.train.integer_smoothing or tokenizer is None or rows is None:
+        return
+    inside = (tokenizer.token_ids >= rows[0]) & (tokenizer.token_ids < rows[1])
+    if tokenizer.kind == "fast" and inside.any():
+        raise ValueError(
+            "train.integer_smoothing makes neighbouring integers alike, and FAST's tokens on "
+            "integer ids are in no order: set it to 0 or give data.actions.token_ids"
+        )
 
 
 def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, CheckpointMeta, Config]:
@@ -231,35 +289,50 @@ def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, Checkp
     with Checkpoints(workdir) as checkpoints:
         meta = checkpoints.meta()
     config = schema.from_dict(Config, meta.config)
-    vocabulary = Vocabulary(expected_size=config.model.decoder.vocab_size)
+    vocabulary = make_vocabulary(config)
     if vocabulary.digest != meta.vocabulary:
         raise ValueError(
             f"{workdir} was trained with vocabulary {meta.vocabulary}, this program has "
             f"{vocabulary.digest}: use the version of the code that it was trained with"
         )
     like = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
-    builder = make_builder(config.data, vocabulary, meta.action_spec)
-    params = merge_lora(_restore_params(str(workdir), like), config.model)
+    builder = make_builder(config.data, vocabulary, meta.action_tokenizer)
+    whole = replicated(make_mesh(MeshConfig()))
+    params = _restore_params(str(workdir), like, jax.tree.map(lambda _: whole, like))
+    params = merge_lora(params, config.model)
     model = dataclasses.replace(config.model, lora_rank=0)
     return Policy(params, model, builder, batch_size=batch_size), meta, config
 
 
-def require_same_config(stored: CheckpointMeta, now: CheckpointMeta, *, where: str) -> None:
+def require_same_config(before: CheckpointMeta, now: CheckpointMeta, *, where: str) -> None:
     """Raises ValueError naming what differs between a checkpoint and the run that resumes it."""
     lines = [
         f"{key}: the checkpoint has {old!r}, this run has {new!r}"
-        for key, old, new in _differences(stored.config, now.config)
+        for key, old, new in _differences(before.config, now.config)
     ]
-    if stored.vocabulary != now.vocabulary:
-        lines.append(f"vocabulary: {stored.vocabulary} against {now.vocabulary}")
+    if before.vocabulary != now.vocabulary:
+        lines.append(f"vocabulary: {before.vocabulary} against {now.vocabulary}")
     if lines:
         raise ValueError(
             f"{where} holds a run of another config:\n  "
             + "\n  ".join(lines)
             + "\nUse a new --workdir, or start from it with train.init_from."
         )
-    if stored.action_spec is not None and now.action_spec is not None:
-        stored.action_spec.require_same(now.action_spec, here="the checkpoint", there="the data")
+    _require_same_tokens(before.action_tokenizer, now.action_tokenizer)
+
+
+def _require_same_tokens(old: ActionTokenizer | None, new: ActionTokenizer | None) -> None:
+    """Raises ValueError if the same tokens would mean other actions."""
+    if old is None or new is None:
+        return
+    old.spec.require_same(new.spec, here="the checkpoint", there="the data")
+    before, after = stored.to_json(old), stored.to_json(new)
+    changed = [key for key in before if before[key] != after[key]]
+    if changed:
+        raise ValueError(
+            f"the action tokenizer is another one than the checkpoint's: {', '.join(changed)} "
+            "differ; use the file that it was trained with, or a new --workdir"
+        )
 
 
 def _differences(old: dict, new: dict, prefix: str = ""):

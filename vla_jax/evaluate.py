@@ -40,10 +40,9 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
     """
     from vla_jax import config as config_lib
     from vla_jax import schema
-    from vla_jax.build import load_policy, make_builder
+    from vla_jax.build import load_policy
     from vla_jax.evaluation.base import EvaluationConfig, write_result
     from vla_jax.evaluation.provenance import describe
-    from vla_jax.text.vocabulary import Vocabulary
 
     begun = time.monotonic()
     file = Path(workdir) / "config.json"
@@ -63,8 +62,7 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
     media = out / "media"
     media.mkdir(parents=True, exist_ok=True)
     seconds = {}
-    builder = make_builder(config.data, Vocabulary(), meta.action_spec)
-    for evaluator in make_evaluators(config, settings, builder):
+    for evaluator in make_evaluators(config, settings, policy.builder):
         started = time.monotonic()
         print(f"{evaluator.name} ...", flush=True)
         result = evaluator.measure(policy, media)
@@ -106,7 +104,7 @@ def make_evaluators(
         acts = source_config.kind == "episodes"
         if not limit or (acts and builder.action_tokenizer is None):
             continue
-        source = open_source(name, source_config, split="test")
+        source = open_source(name, source_config, split="test", chunk=config.data.actions.chunk)
         if isinstance(source, ImageTextSource):
             batches = vqa_batches(source, builder, limit=limit, **shape)
             evaluators.append(VqaEvaluator(batches, f"vqa_{name}"))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
+from vla_jax.actions import stored
 from vla_jax.actions.bins import NUM_BINS, BinTokenizer
 from vla_jax.actions.digits import DigitTokenizer
 from vla_jax.actions.fast import FastTokenizer, chunks_of
 from vla_jax.actions.quantile import QuantileTokenizer
 from vla_jax.actions.spec import end_effector_spec
+from vla_jax.actions.stored import ActionConfig
 from vla_jax.actions.tokenizer import accepts
 from vla_jax.actions.uniform import UniformTokenizer
 
@@ -166,17 +166,63 @@ def test_fast_is_dct_rounding_and_bpe():
     assert np.mean(lengths) < 0.6 * CHUNK * 8
 
 
-def test_fast_is_saved_and_loaded(tmp_path):
-    tokenizer = TOKENIZERS["fast"]
-    tokenizer.save(tmp_path / "fast.json")
-    again = FastTokenizer.load(tmp_path / "fast.json")
+def test_it_is_saved_and_loaded(tokenizer, tmp_path):
+    """The same tokens for the same actions; with other ids, the same tokens by their number."""
+    path = tmp_path / "tokenizer.json"
+    stored.save(tokenizer, path)
+    again, moved = stored.load(path), stored.load(path, token_ids=IDS - 1000)
+    assert again.spec == SPEC and again.chunk == CHUNK and again.kind == tokenizer.kind
     for chunk in _held_out():
         ids = tokenizer.encode(chunk)
         assert np.array_equal(again.encode(chunk), ids)
         assert np.array_equal(again.decode(ids), tokenizer.decode(ids))
-    (tmp_path / "other.json").write_text(json.dumps({"chunk": 3}))
-    with pytest.raises(ValueError, match=r"other\.json is not a FAST tokenizer"):
-        FastTokenizer.load(tmp_path / "other.json")
+        assert np.array_equal(moved.encode(chunk), ids - 1000)
+
+
+def test_a_fitted_tokenizer_is_refused_where_it_does_not_fit(tmp_path):
+    path = tmp_path / "fast.json"
+    stored.save(TOKENIZERS["fast"], path)
+    config = ActionConfig(str(path), CHUNK)
+    made = stored.make_tokenizer(config, SPEC, IDS)
+    assert np.array_equal(made.token_ids, TOKENIZERS["fast"].token_ids)
+    with pytest.raises(ValueError, match=r"chunks of 5 actions, the config asks for 4: set data"):
+        stored.make_tokenizer(ActionConfig(str(path), 4), SPEC, IDS)
+    with pytest.raises(ValueError, match="different token ids"):
+        stored.make_tokenizer(config, SPEC, IDS[:256])
+    other = end_effector_spec("test", max_position_m=0.2, max_rotation_rad=0.5, control_hz=10)
+    with pytest.raises(ValueError, match="position_x"):
+        stored.make_tokenizer(config, other, IDS)
+    with pytest.raises(FileNotFoundError, match=r"none\.json: fit one with"):
+        stored.make_tokenizer(ActionConfig("none.json"), SPEC, IDS)
+    for text in ('{"chunk": 3}', "[]", "{", '{"kind": "slow", "spec": {}}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"fast\.json: "):
+            stored.load(path)
+    with pytest.raises(ValueError, match="unknown tokenizer 'fsat'"):
+        ActionConfig("fsat")
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        ActionConfig(chunk=0)
+
+
+def test_tokens_of_padded_numbers_are_known(tokenizer):
+    """The last two steps are padding; bins and digits also know padded dimensions."""
+    chunk = _held_out()[0]
+    ids = tokenizer.encode(chunk)
+    steps = np.repeat((np.arange(CHUNK) < 3)[:, None], 8, axis=1)
+    valid = tokenizer.tokens_valid(ids, steps)
+    assert valid.shape == ids.shape
+    if isinstance(tokenizer, FastTokenizer):
+        assert valid.all()
+        with pytest.raises(ValueError, match="cannot leave out a dimension"):
+            tokenizer.tokens_valid(ids, np.arange(8) < np.full((CHUNK, 1), 7))
+        return
+    assert tokenizer.text(ids[valid]).split() == tokenizer.text(ids).split()[:24]
+    last = np.broadcast_to(np.arange(8) == 7, (CHUNK, 8))
+    said = tokenizer.text(ids[tokenizer.tokens_valid(ids, last)]).split()
+    assert said == tokenizer.text(ids).split()[7::8]
+
+
+def test_fast_refuses_what_it_cannot_be_fitted_to():
     with pytest.raises(ValueError, match="at least one chunk"):
         FastTokenizer.fit(SPEC, [], token_ids=IDS)
     with pytest.raises(ValueError, match="lower the scale"):

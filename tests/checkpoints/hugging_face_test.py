@@ -37,7 +37,8 @@ def model(request, monkeypatch):
     config = ModelConfig(request.param, image_size=21, compute_dtype="float32")
     found, left_out = read_hugging_face(TheirFile(GOLDEN / request.param), _shapes(config))
     assert not left_out and set(found) == set(flatten(_shapes(config)))
-    return config, unflatten(found), dict(np.load(GOLDEN / request.param / "expected.npz"))
+    params = unflatten({k: v.read() for k, v in found.items()})
+    return config, params, dict(np.load(GOLDEN / request.param / "expected.npz"))
 
 
 def _shapes(config: ModelConfig):
@@ -119,7 +120,7 @@ def test_export_is_their_file(model, tmp_path):
     for name, x in theirs.items():
         assert x.dtype == ours[name].dtype and np.array_equal(x, ours[name]), name
     again, _ = read_hugging_face(TheirFile(tmp_path), _shapes(config))
-    assert all(np.array_equal(again[k], v) for k, v in flatten(params).items())
+    assert all(np.array_equal(again[k].read(), v) for k, v in flatten(params).items())
 
 
 def test_bfloat16_and_shards(model, tmp_path, monkeypatch):
@@ -129,7 +130,7 @@ def test_bfloat16_and_shards(model, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
     again, _ = read_hugging_face(TheirFile(tmp_path), _shapes(config))
     for name, x in flatten(params).items():
-        assert np.array_equal(np.asarray(again[name], np.float32), _bfloat16(x)), name
+        assert np.array_equal(np.asarray(again[name].read(), np.float32), _bfloat16(x)), name
 
 
 def _bfloat16(x: np.ndarray) -> np.ndarray:
@@ -157,7 +158,8 @@ def test_misfits_are_listed_before_anything_is_read(tmp_path, monkeypatch):
         TheirFile(tmp_path / "cut.safetensors")
     with pytest.raises(FileNotFoundError, match=r"no \.safetensors file"):
         TheirFile(ROOT / "tests")
+    save_file({"a": np.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="no part of SigLIP, Gemma or PaliGemma"):
-        read_hugging_face({"a": np.zeros(2)}, _shapes(config))
+        read_hugging_face(TheirFile(tmp_path / "model.safetensors"), _shapes(config))
     with pytest.raises(ValueError, match=r"no encoder like that of 'demo'"):
         write_hugging_face(tmp_path, {}, ModelConfig("demo", image_size=112))

@@ -12,6 +12,8 @@ from vla_jax.checkpoints.params_file import load_params, save_params
 from vla_jax.checkpoints.pretrained import change_table, is_pretrained, load_pretrained
 from vla_jax.models.presets import PRESETS, DecoderConfig, ModelConfig, VitConfig
 from vla_jax.models.vla import init_params
+from vla_jax.sharding.mesh import MeshConfig, make_mesh, replicated
+from vla_jax.sharding.rules import param_shardings
 from vla_jax.tree import flatten, unflatten
 
 GEMMA3 = DecoderConfig(
@@ -25,9 +27,13 @@ def config(monkeypatch) -> ModelConfig:
     return ModelConfig("small", image_size=21, compute_dtype="float32")
 
 
+def _init_fn(config: ModelConfig, seed: int = 0):
+    return lambda: init_params(config, jax.random.key(seed))
+
+
 @functools.cache
 def _fresh(config: ModelConfig, seed: int = 0):
-    return jax.jit(lambda: init_params(config, jax.random.key(seed)))()
+    return jax.jit(_init_fn(config, seed))()
 
 
 def _init(config: ModelConfig, seed: int = 0):
@@ -38,8 +44,9 @@ def _init(config: ModelConfig, seed: int = 0):
 
 
 def _load(path, config: ModelConfig):
-    like = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    return load_pretrained(path, like, lambda: _fresh(config))
+    init, whole = _init_fn(config), replicated(make_mesh(MeshConfig()))
+    shardings = jax.tree.map(lambda _: whole, jax.eval_shape(init))
+    return load_pretrained(path, init, shardings)
 
 
 def _same(a, b) -> bool:
@@ -60,6 +67,38 @@ def test_npz_round_trip(config, tmp_path):
         want = np.asarray(flatten(params)[name]).astype(np.float16)
         assert np.array_equal(x.astype(np.float16), want), name
     assert is_pretrained(tmp_path / "a.npz") and not is_pretrained(tmp_path)
+
+
+def test_every_device_gets_its_shards(config, tmp_path, monkeypatch):
+    """Eight devices: the same values, laid out as asked; bfloat16 becomes float32 on the way."""
+    params = _init(config)
+    whole = {k: np.asarray(v) for k, v in flatten(params).items()}
+    del whole["img/head/kernel"], whole["img/head/bias"]
+    parts = {k: v for k, v in whole.items() if not k.startswith("llm/")}
+    save_params(tmp_path / "img.npz", unflatten(parts), "float16")
+    init = _init_fn(config)
+    shardings = param_shardings(jax.eval_shape(init), make_mesh(MeshConfig(2, 4)))
+    assert len(jax.devices()) == 8
+    again, _ = load_pretrained(tmp_path / "img.npz", init, shardings)
+    split = 0
+    for name, x in flatten(again).items():
+        sharding = flatten(shardings)[name]
+        assert x.sharding.is_equivalent_to(sharding, x.ndim), name
+        assert x.addressable_shards[0].data.shape == sharding.shard_shape(x.shape), name
+        split += x.addressable_shards[0].data.shape != x.shape
+        want = np.asarray(parts[name]).astype(np.float16) if name in parts else None
+        want = np.asarray(flatten(_fresh(config))[name]) if want is None else want
+        assert x.dtype == np.float32 and np.array_equal(np.asarray(x), want), name
+    assert split > 5
+
+
+def test_a_misfit_is_found_before_anything_is_read(config, tmp_path, monkeypatch):
+    save_params(tmp_path / "a.npz", _init(config))
+    deeper = (VitConfig(24, 3, 44, 3, 7), GEMMA3)
+    monkeypatch.setitem(PRESETS, "small", deeper)
+    monkeypatch.setattr(np, "load", lambda *_: pytest.fail("read an array"))
+    with pytest.raises(ValueError, match=r"params/img/.* is \(2, 24\), the model has \(3, 24\)"):
+        _load(tmp_path / "a.npz", config)
 
 
 def test_encoder_alone_with_single_layers(config, tmp_path):

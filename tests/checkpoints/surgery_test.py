@@ -7,12 +7,14 @@ import pytest
 
 from vla_jax.checkpoints.surgery import (
     Change,
+    Stored,
     extend_vocabulary,
     fit,
     reassign_rows,
     resize_positions,
 )
 
+EMBEDDING = "llm/embedder/input_embedding"
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(0.3, 2.0, (500, 6)).astype(np.float32)
 
@@ -53,35 +55,26 @@ def test_reassigned_rows_are_a_curve_and_others_stay():
             reassign_rows(TABLE, wrong)
 
 
-def test_fit_says_what_became_of_each():
+def _stored(x: np.ndarray) -> Stored:
+    return Stored(x.shape, lambda: x)
+
+
+def test_fit_says_what_becomes_of_each():
     positions = RNG.normal(size=(1, 9, 4)).astype(np.float32)
-    norm = RNG.normal(size=5).astype(np.float32)
-    found = {
-        "llm/embedder/input_embedding": TABLE,
-        "img/pos_embedding": positions,
-        "llm/final_norm/scale": norm,
-    }
-    fresh = {
-        "llm/embedder/input_embedding": np.zeros((512, 6), np.float32),
-        "img/pos_embedding": np.zeros((1, 16, 4), np.float32),
-        "llm/final_norm/scale": np.zeros(5, np.float32),
-        "img/head/kernel": np.ones((4, 6), np.float32),
-    }
-    fitted, changes = fit(found, fresh)
-    assert [(c.name, c.status) for c in changes] == [
-        ("llm/embedder/input_embedding", "resized"),
-        ("img/pos_embedding", "resized"),
-        ("llm/final_norm/scale", "loaded"),
-        ("img/head/kernel", "fresh"),
-    ]
-    assert changes[0] == Change("llm/embedder/input_embedding", "resized", "(500, 6) -> (512, 6)")
-    assert np.array_equal(fitted["llm/embedder/input_embedding"][:500], TABLE)
-    assert fitted["llm/final_norm/scale"] is norm
-    assert np.array_equal(fitted["img/head/kernel"], np.ones((4, 6)))
+    norm = _stored(RNG.normal(size=5).astype(np.float32))
+    name = "llm/final_norm/scale"
+    assert fit(name, norm, (5,)) == (norm, Change(name, "loaded", "(5,)"))
+    resized, change = fit("img/pos_embedding", _stored(positions), (1, 16, 4))
+    assert change.status == "resized" and resized.shape == (1, 16, 4)
+    assert np.array_equal(resized.read(), resize_positions(positions, 16))
+    longer, change = fit(EMBEDDING, _stored(TABLE), (512, 6))
+    assert change == Change(EMBEDDING, "resized", "(500, 6) -> (512, 6)")
+    assert np.array_equal(longer.read()[:500], TABLE) and len(longer.read()) == 512
     # Padding of a published table is cut, real rows are not.
-    fresh["llm/embedder/input_embedding"] = np.zeros((450, 6), np.float32)
-    fitted, _ = fit(found, fresh)
-    assert np.array_equal(fitted["llm/embedder/input_embedding"], TABLE[:450])
-    fresh["llm/embedder/input_embedding"] = np.zeros((300, 6), np.float32)
-    with pytest.raises(ValueError, match=r"input_embedding is \(500, 6\) .* has \(300, 6\)"):
-        fit(found, fresh)
+    assert np.array_equal(fit(EMBEDDING, _stored(TABLE), (450, 6))[0].read(), TABLE[:450])
+    unread = Stored((500, 6), lambda: pytest.fail("read for nothing"))
+    for bad, shape in ((EMBEDDING, (300, 6)), (EMBEDDING, (500, 7)), (name, (500, 5))):
+        with pytest.raises(ValueError, match=rf"{bad} is \(500, 6\) in the file, the model has"):
+            fit(bad, unread, shape)
+    with pytest.raises(ValueError, match="9 patches do not resize to 20"):
+        fit("img/pos_embedding", _stored(positions), (1, 20, 4))

@@ -26,7 +26,7 @@ def vocabulary() -> Vocabulary:
 
 @pytest.fixture(scope="session")
 def builder(vocabulary: Vocabulary, spec: ActionSpec) -> SequenceBuilder:
-    tokenizer = UniformTokenizer(spec, vocabulary.action_ids)
+    tokenizer = UniformTokenizer(spec, vocabulary.integer_ids)
     return SequenceBuilder(vocabulary, tokenizer, max_tokens=48, max_answer_tokens=12)
 
 

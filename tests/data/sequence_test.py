@@ -41,6 +41,23 @@ def test_a_robot_row_ends_in_eight_bins_and_eos(builder, vocabulary):
     assert vocabulary.decode(prompt) == "Q: what action should the robot take to pick the dog? A:"
 
 
+def test_padded_steps_are_not_in_the_loss(vocabulary, spec):
+    """Their tokens are there, attended to as answers are, and not predicted; EOS is."""
+    tokenizer = UniformTokenizer(spec, vocabulary.integer_ids, chunk=3)
+    builder = SequenceBuilder(vocabulary, tokenizer, max_tokens=60, max_answer_tokens=26)
+    action = np.random.default_rng(0).uniform(spec.low, spec.high, (3, 8)).astype(np.float32)
+    valid = np.repeat([[True], [True], [False]], 8, axis=1)
+    valid[0, 3] = False
+    example = Example((b"",), robot_prompt("pick the dog"), action=action, action_valid=valid)
+    row, whole = builder.build(example), builder.build(robot(action))
+    for key in ("tokens", "attend_causal", "valid"):
+        np.testing.assert_array_equal(row[key], whole[key])
+    start = int(np.argmax(whole["in_loss"]))
+    expected = whole["in_loss"].copy()
+    expected[start : start + 24] = valid.reshape(-1)
+    assert row["in_loss"].tolist() == expected.tolist() and row["in_loss"].sum() == 15 + 1
+
+
 def test_the_uniform_tokens_decode_to_within_half_a_bin(builder, spec):
     tokenizer = builder.action_tokenizer
     actions = np.random.default_rng(0).uniform(spec.low, spec.high, (200, 1, 8))
@@ -96,8 +113,12 @@ def test_prompts_alone_are_the_beginning_of_the_row(builder):
         (robot(np.full((1, 8), np.nan)), "NaN or infinite"),
         (robot(np.zeros((1, 7))), "action of shape"),
         (
-            Example((b"",), PROMPT, action=np.zeros((1, 8)), action_valid=np.zeros((1, 8), bool)),
-            "no padded dimensions",
+            Example((b"",), PROMPT, action=np.zeros((1, 8)), action_valid=np.zeros((2, 8), bool)),
+            "action_valid is",
+        ),
+        (
+            Example((b"",), PROMPT, "a dog", action_valid=np.zeros((1, 8), bool)),
+            "action_valid without an action",
         ),
     ],
 )
@@ -109,7 +130,7 @@ def test_bad_examples_are_refused(builder, example, message):
 def test_bad_lengths_are_refused(vocabulary, spec):
     with pytest.raises(ValueError, match="max_answer_tokens 8 must be between 1 and"):
         SequenceBuilder(vocabulary, None, max_tokens=8, max_answer_tokens=8)
-    tokenizer = UniformTokenizer(spec, vocabulary.action_ids)
+    tokenizer = UniformTokenizer(spec, vocabulary.integer_ids)
     with pytest.raises(ValueError, match="must be at least 9"):
         SequenceBuilder(vocabulary, tokenizer, max_tokens=48, max_answer_tokens=8)
     plain = SequenceBuilder(vocabulary, None, max_tokens=48, max_answer_tokens=12)

@@ -45,6 +45,24 @@ def test_steps_equal_what_tfds_reads(robot_data, spec):
     assert test.read(0).images == (encoded(400),)
 
 
+def test_chunks_end_with_the_episode(robot_data):
+    """Of the steps that follow, and the last one again where there is none."""
+    single, source = EpisodeSource("r", robot_data), EpisodeSource("r", robot_data, chunk=4)
+    assert len(source) == len(single)
+    for index in range(len(source)):
+        number, step = source.locate(index)
+        example, left = source.read(index), LENGTHS[number] - step
+        want = [single.read(index + min(k, left - 1)).action[0] for k in range(4)]
+        np.testing.assert_array_equal(example.action, want)
+        assert example.images == single.read(index).images
+        if left >= 4:
+            assert example.action_valid is None
+        else:
+            np.testing.assert_array_equal(
+                example.action_valid, np.repeat((np.arange(4) < left)[:, None], 8, axis=1)
+            )
+
+
 def test_images_stay_the_bytes_that_were_written(robot_data, web_data):
     source = EpisodeSource("robot", robot_data)
     assert [source.locate(i) for i in (0, 2, 3, 8, 9, 12)] == [

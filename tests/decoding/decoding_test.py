@@ -45,7 +45,7 @@ def _policy(scale: float = 1.0, batch_size: int = 5) -> Policy:
     params = jax.tree.map(lambda a: a * scale, PARAMS)
     builder = SequenceBuilder(
         VOCABULARY,
-        UniformTokenizer(SPEC, VOCABULARY.action_ids),
+        UniformTokenizer(SPEC, VOCABULARY.integer_ids),
         max_tokens=40,
         max_answer_tokens=10,
     )
@@ -118,8 +118,8 @@ def test_sampled_tokens_have_the_models_distribution():
     padded = np.pad(np.asarray(ids, np.int32), (0, _LENGTH - len(ids)))
     causal = np.arange(_LENGTH) >= len(ids) - 1
     logits = np.asarray(_next_logits(policy.params, images[0], padded, causal, len(ids)))
-    want = np.exp(logits[VOCABULARY.action_ids] / temperature)
-    bins = np.searchsorted(VOCABULARY.action_ids, got[:, 1])
+    want = np.exp(logits[VOCABULARY.integer_ids] / temperature)
+    bins = np.searchsorted(VOCABULARY.integer_ids, got[:, 1])
     found = np.bincount(bins, minlength=256).reshape(16, 16).sum(1) / count
     np.testing.assert_allclose(found, (want / want.sum()).reshape(16, 16).sum(1), atol=0.025)
     # The same seed draws the same, alone or in a batch; without a temperature the likeliest comes.
@@ -142,8 +142,8 @@ def test_nothing_malformed_comes_out(scale):
         policy.act(_images(50)[25:], instructions[25:], **half),
     )
     result = ActResult(*(np.concatenate(columns) for columns in zip(*parts)))
-    bins = np.searchsorted(VOCABULARY.action_ids, result.ids)
-    assert np.array_equal(VOCABULARY.action_ids[bins], result.ids)
+    bins = np.searchsorted(VOCABULARY.integer_ids, result.ids)
+    assert np.array_equal(VOCABULARY.integer_ids[bins], result.ids)
     assert bins[:, 0].max() <= 1
     assert np.isfinite(result.actions).all()
     assert np.all((result.actions >= SPEC.low) & (result.actions <= SPEC.high))
@@ -180,9 +180,9 @@ def test_bad_requests_are_refused():
 _RNG = np.random.default_rng(5)
 _CHUNKS = [np.cumsum(_RNG.normal(0, 0.02, (4, 8)), axis=0).astype(np.float32) for _ in range(200)]
 TOKENIZERS = {
-    "uniform": UniformTokenizer(SPEC, VOCABULARY.action_ids),
-    "uniform chunks": UniformTokenizer(SPEC, VOCABULARY.action_ids, chunk=2),
-    "digits": DigitTokenizer(SPEC, VOCABULARY.action_ids[:10], int(VOCABULARY.action_ids[10])),
+    "uniform": UniformTokenizer(SPEC, VOCABULARY.integer_ids),
+    "uniform chunks": UniformTokenizer(SPEC, VOCABULARY.integer_ids, chunk=2),
+    "digits": DigitTokenizer(SPEC, VOCABULARY.integer_ids[:10], int(VOCABULARY.integer_ids[10])),
     "fast": FastTokenizer.fit(
         SPEC, _CHUNKS, token_ids=np.arange(1000, 1300), vocabulary=300, scale=3.0
     ),

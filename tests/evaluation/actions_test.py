@@ -15,7 +15,7 @@ def evaluate(truth: np.ndarray, said: np.ndarray, valid=None, media=None, batch=
         for start in range(0, len(truth), batch):
             rows = slice(start, start + batch)
             images = np.zeros((len(truth[rows]), 16, 16, 3), np.uint8)
-            yield ActionBatch(images, names[rows], truth[rows], valid[rows])
+            yield ActionBatch(images, names[rows], truth[rows][:, None], valid[rows][:, None])
 
     policy = FakePolicy(act=lambda name: said[names.index(name)])
     return ActionEvaluator(batches).measure(policy, media)  # pyright: ignore[reportArgumentType]

@@ -8,6 +8,7 @@ import numpy as np
 
 from vla_jax.actions.spec import end_effector_spec
 from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.decoding.policy import ActResult
 from vla_jax.envs.pool import Transition
 
@@ -20,16 +21,20 @@ class FakePolicy:
 
     Args:
       answer: question -> answer.
-      act: instruction -> action [8].
+      act: instruction -> action [8], or a chunk of them [C, 8].
+      chunk: C.
     """
 
     def __init__(
         self,
         answer: Callable[[str], str] = lambda question: "",
         act: Callable[[str], np.ndarray] = lambda instruction: np.zeros(8),
+        chunk: int = 1,
     ):
         self._answer, self._act = answer, act
-        self.action_spec, self.action_tokenizer = SPEC, TOKENIZER
+        self.builder: SequenceBuilder | None = None
+        self.action_spec = SPEC
+        self.action_tokenizer = UniformTokenizer(SPEC, np.arange(1000, 1256), chunk)
         self.calls: list[int] = []  # rows of each
         self.sampled: list[tuple[float, tuple[int, ...]]] = []  # temperature and seeds of each act
 
@@ -44,8 +49,10 @@ class FakePolicy:
         assert len(images) == len(instructions)
         self.sampled.append((temperature, tuple(seeds)))
         self.calls.append(len(instructions))
-        ids = np.stack([TOKENIZER.encode(self._act(i)[None]) for i in instructions])
-        return ActResult(np.stack([TOKENIZER.decode(row) for row in ids]), ids)
+        tokenizer = self.action_tokenizer
+        chunks = [np.reshape(self._act(i), (tokenizer.chunk, 8)) for i in instructions]
+        ids = np.stack([tokenizer.encode(chunk) for chunk in chunks])
+        return ActResult(np.stack([tokenizer.decode(row) for row in ids]), ids)
 
 
 class FakePool:

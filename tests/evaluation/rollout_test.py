@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.fakes import SPEC, TOKENIZER, FakePolicy, FakePool
+from tests.evaluation.fakes import SPEC, FakePolicy, FakePool
 from vla_jax.evaluation.base import EvaluationConfig, run
 from vla_jax.evaluation.media import Frame, save_rollout
 from vla_jax.evaluation.pointing import measure_pointing, render_views
@@ -60,6 +60,30 @@ def test_all_running_episodes_share_one_model_call():
     assert policy.calls == [4] * 6
 
 
+def test_a_chunk_is_done_before_the_policy_looks_again():
+    """Steps 0 and 1 of a chunk of 3, whatever else runs; then the next chunk."""
+    ramp = np.arange(3)[:, None] * np.eye(8)[1] * 0.03
+    done: dict[tuple[int, int], float] = {}
+    policy = FakePolicy(act=lambda instruction: ramp, chunk=3)
+    agent = policy_agent(policy, execute_steps=2)  # pyright: ignore[reportArgumentType]
+
+    def act(views):
+        moves = agent(views)
+        for view, action in zip(views, moves.actions):
+            done[view.plan.number, view.step] = float(action[1])
+        return moves
+
+    pool = FakePool(2, length=lambda seed: 3 + seed % 3)
+    run_episodes(pool, plans(5), act, label="t", progress=quiet)
+    steps = {(i, t) for i in range(5) for t in range(3 + (100 + i) % 3)}
+    assert done.keys() == steps
+    for (_, step), x in done.items():
+        assert x == pytest.approx(0.03 * (step % 2), abs=4e-4)
+    assert sum(policy.calls) == sum(-(-(3 + (100 + i) % 3) // 2) for i in range(5))
+    with pytest.raises(ValueError, match="execute_steps 4 is more than the policy's chunk of 3"):
+        policy_agent(policy, execute_steps=4)  # pyright: ignore[reportArgumentType]
+
+
 def test_how_an_episode_ended():
     def stop_second(views):
         actions = [np.eye(8)[0] if v.plan.number == 1 else np.zeros(8) for v in views]
@@ -92,7 +116,7 @@ def test_an_episode_that_is_always_lost_ends_the_run():
 
 
 def test_random_agent_does_not_depend_on_what_else_runs():
-    agent = random_agent(SPEC, TOKENIZER)
+    agent = random_agent(SPEC)
     seen = []
     for num_envs in (1, 3):
         actions: dict[tuple[int, int], np.ndarray] = {}

@@ -28,7 +28,6 @@ def test_size_and_reserved_ids(vocabulary: Vocabulary):
     assert ids == (0, 1, 2, 3)
     assert vocabulary.integer_ids.dtype == np.int32
     np.testing.assert_array_equal(vocabulary.integer_ids, np.arange(4, 260))
-    np.testing.assert_array_equal(vocabulary.action_ids, vocabulary.integer_ids)
     assert vocabulary.digest == hashlib.sha256(BUNDLED.read_bytes()).hexdigest()[:16]
     assert BUNDLED.stat().st_size < 150_000
 
@@ -113,6 +112,9 @@ def test_training_again_gives_the_same_file(tmp_path: pathlib.Path):
         tool.train(300, 10)
 
 
+SAME_IDS = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3}
+
+
 def _model_without_integers(**options) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
@@ -139,9 +141,29 @@ def test_unusable_files_are_named(tmp_path: pathlib.Path):
     other.write_bytes(_model_without_integers())
     with pytest.raises(ValueError, match="pad, eos, bos, unk"):
         Vocabulary(other)
-    other.write_bytes(_model_without_integers(pad_id=0, eos_id=1, bos_id=2, unk_id=3))
-    with pytest.raises(ValueError, match="256 integer pieces are missing"):
+    some = {"user_defined_symbols": ["<000>", "<001>"]}
+    other.write_bytes(_model_without_integers(**SAME_IDS, **some))
+    with pytest.raises(ValueError, match=r"254 of the integer pieces are missing, e\.g\. <002>"):
         Vocabulary(other)
+
+
+def test_a_published_vocabulary_has_no_integers(tmp_path: pathlib.Path):
+    """Like Gemma's: pad, eos, bos, unk are 0 .. 3, bytes are pieces, the table has spare rows."""
+    path = tmp_path / "gemma.model"
+    path.write_bytes(_model_without_integers(**SAME_IDS, user_defined_symbols=list("0123456789")))
+    vocabulary = Vocabulary(path)
+    assert not vocabulary.has_integers
+    assert vocabulary.decode(vocabulary.encode("the cat <007>")) == "the cat <007>"
+    with pytest.raises(ValueError, match=r"no pieces <000> \.\. <255> .* data\.actions\.token_ids"):
+        _ = vocabulary.integer_ids
+    pieces = [vocabulary.piece(i) for i in vocabulary.digit_ids]
+    assert pieces == [*"0123456789", "\N{LOWER ONE EIGHTH BLOCK}"]
+    assert vocabulary.reserved[:4].all() and vocabulary.reserved.sum() == 4 + 256
+    size = vocabulary.size
+    assert Vocabulary(path, expected_size=size + size // 100).size == size
+    for wrong in (size - 1, size + size // 100 + 1):
+        with pytest.raises(ValueError, match="do not belong together"):
+            Vocabulary(path, expected_size=wrong)
 
 
 def test_ids_outside_the_vocabulary_are_refused(vocabulary: Vocabulary):

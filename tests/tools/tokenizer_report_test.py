@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.data.examples import encoded
-from vla_jax.actions.fast import FastTokenizer
+from vla_jax.actions import stored
 from vla_jax.actions.report import measure
 from vla_jax.actions.spec import end_effector_spec
 from vla_jax.actions.uniform import UniformTokenizer
@@ -70,5 +70,7 @@ def test_report_of_a_data_set(tmp_path):
         half_bin = {"m": 0.1, "rad": 0.5, "closedness": 0.5}[dim["unit"]] / 256
         assert 0.5 * half_bin < dim["max_error"] <= half_bin * 1.001
     assert "position_x (m)" in ran.stdout
-    assert FastTokenizer.load(tmp_path / "out/fast.json").chunk == 4
+    for name in ("quantile", "fast"):
+        tokenizer = stored.load(tmp_path / f"out/{name}.json")
+        assert (tokenizer.kind, tokenizer.chunk, tokenizer.spec) == (name, 4, SPEC)
     assert (tmp_path / "out/report.png").read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
@@ -25,6 +27,8 @@ class BinTokenizer:
       ValueError: `token_ids` is not 256 different ids.
     """
 
+    kind: str
+
     def __init__(self, spec: ActionSpec, token_ids: np.ndarray, chunk: int = 1):
         token_ids = np.asarray(token_ids, np.int32)
         if token_ids.shape != (NUM_BINS,) or len(np.unique(token_ids)) != NUM_BINS:
@@ -47,6 +51,11 @@ class BinTokenizer:
     def from_unit(self, unit: np.ndarray) -> np.ndarray:
         """The inverse."""
         raise NotImplementedError
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """See `ActionTokenizer`."""
+        return {}
 
     @property
     def max_tokens(self) -> int:
@@ -86,6 +95,10 @@ class BinTokenizer:
         """int ids [C * A] -> float32 [C, A]; see `ActionTokenizer`."""
         count = accepts(self.automaton, ids)
         return self.values(self._bin_of_id[np.asarray(ids)[:count]].reshape(self.chunk, -1))
+
+    def tokens_valid(self, ids: np.ndarray, action_valid: np.ndarray) -> np.ndarray:
+        """A token for each number: bool [C * A]."""
+        return np.asarray(action_valid).reshape(-1)
 
     def _make_automaton(self) -> Automaton:
         """One state per position; a discrete dimension allows its levels alone."""

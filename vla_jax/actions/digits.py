@@ -6,6 +6,8 @@ to four tokens a number where a bin token costs one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from vla_jax.actions.bins import NUM_BINS
@@ -27,6 +29,8 @@ class DigitTokenizer:
       ValueError: the eleven ids are not different.
     """
 
+    kind = "digits"
+
     def __init__(self, spec: ActionSpec, digit_ids: np.ndarray, space_id: int, chunk: int = 1):
         ids = np.asarray([*np.asarray(digit_ids).tolist(), space_id], np.int32)
         if ids.shape != (11,) or len(np.unique(ids)) != 11:
@@ -35,6 +39,11 @@ class DigitTokenizer:
         self.token_ids = ids
         self._bins = UniformTokenizer(spec, np.arange(NUM_BINS), chunk)
         self.automaton = self._make_automaton()
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
     @property
     def max_tokens(self) -> int:
@@ -50,6 +59,11 @@ class DigitTokenizer:
         """int ids [K], padding allowed -> float32 [C, A]; see `ActionTokenizer`."""
         count = accepts(self.automaton, ids)
         return self._bins.decode(np.asarray([int(n) for n in self.text(ids[:count]).split()]))
+
+    def tokens_valid(self, ids: np.ndarray, action_valid: np.ndarray) -> np.ndarray:
+        """Of the digits and the space of each number."""
+        ends = np.asarray(ids) == self.token_ids[10]
+        return np.asarray(action_valid).reshape(-1)[np.cumsum(ends) - ends]
 
     def _make_automaton(self) -> Automaton:
         """A state per number and what of it was written: nothing, or a prefix of 0 .. 255."""

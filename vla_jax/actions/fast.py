@@ -10,8 +10,8 @@ Every token stands for a known number of coefficients, so a decoder can be held 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -29,8 +29,8 @@ _FIRST = 0x4E00  # symbol of the least coefficient: a plain with no combining ch
 class FastTokenizer:
     """Chunks of actions [C, A] in physical units <-> a variable number of token ids.
 
-    Made by `fit` or `load`; see `ActionTokenizer`. A discrete dimension is decoded to its nearest
-    level.
+    Made by `fit`, or from what that found; see `ActionTokenizer`. A discrete dimension is decoded
+    to its nearest level.
 
     Args:
       spec: the action's dimensions and bounds.
@@ -42,6 +42,8 @@ class FastTokenizer:
     Raises:
       ValueError: fewer or repeated token ids.
     """
+
+    kind = "fast"
 
     def __init__(
         self,
@@ -101,31 +103,26 @@ class FastTokenizer:
         chunk = len(rows[0]) // len(spec.dimensions)
         return cls(spec, chunk, model, low=low, high=high, scale=scale, token_ids=token_ids)
 
-    def save(self, path: str | Path) -> None:
-        """Writes one JSON file."""
-        state = {
-            "spec": json.loads(self.spec.to_json()),
-            "chunk": self.chunk,
-            "low": self._low,
-            "high": self._high,
-            "scale": self.scale,
-            "token_ids": self.token_ids.tolist(),
-            "bpe": json.loads(self._model.to_str()),
-        }
-        Path(path).write_text(json.dumps(state))
-
     @classmethod
-    def load(cls, path: str | Path) -> FastTokenizer:
-        """Reads what `save` wrote. Raises ValueError for any other file."""
-        try:
-            state = json.loads(Path(path).read_text())
-            spec = ActionSpec.from_json(json.dumps(state["spec"]))
-            model = tokenizers.Tokenizer.from_str(json.dumps(state["bpe"]))
-            ids = np.asarray(state["token_ids"])
-            numbers = {k: state[k] for k in ("chunk", "low", "high", "scale")}
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as e:
-            raise ValueError(f"{path} is not a FAST tokenizer: {e}") from e
-        return cls(spec, model=model, token_ids=ids, **numbers)
+    def from_fitted(
+        cls, spec: ActionSpec, chunk: int, fitted: Mapping[str, Any], *, token_ids: np.ndarray
+    ) -> FastTokenizer:
+        """What `fitted` describes. Raises KeyError or TypeError for anything else."""
+        return cls(
+            spec,
+            chunk,
+            tokenizers.Tokenizer.from_str(json.dumps(fitted["bpe"])),
+            low=fitted["low"],
+            high=fitted["high"],
+            scale=fitted["scale"],
+            token_ids=token_ids,
+        )
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """The byte-pair encoding and what its symbols stand for."""
+        bpe = json.loads(self._model.to_str())
+        return {"bpe": bpe, "low": self._low, "high": self._high, "scale": self.scale}
 
     @property
     def max_tokens(self) -> int:
@@ -156,6 +153,16 @@ class FastTokenizer:
                 steps = dimension.levels - 1
                 unit[:, a] = np.rint((unit[:, a] + 1) / 2 * steps) / steps * 2 - 1
         return (low + (unit + 1) / 2 * (high - low)).astype(np.float32)
+
+    def tokens_valid(self, ids: np.ndarray, action_valid: np.ndarray) -> np.ndarray:
+        """All: each coefficient is of the whole chunk, so padded steps count as they are filled.
+
+        Raises ValueError for a padded dimension: it would change what the others decode to.
+        """
+        if not np.asarray(action_valid).any(axis=0).all():
+            raise ValueError("FAST cannot leave out a dimension: pad it with a constant and fit "
+                             "the tokenizer to that")  # fmt: skip
+        return np.ones(len(ids), bool)
 
     def _make_automaton(self) -> Automaton:
         """States count coefficients: a token is legal if it does not lead beyond C x A."""

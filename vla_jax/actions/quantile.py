@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,8 @@ class QuantileTokenizer(BinTokenizer):
     Raises:
       ValueError: edges of another shape, not rising, or not from low to high.
     """
+
+    kind = "quantile"
 
     def __init__(self, spec: ActionSpec, token_ids: np.ndarray, edges: np.ndarray, chunk: int = 1):
         super().__init__(spec, token_ids, chunk)
@@ -56,6 +59,11 @@ class QuantileTokenizer(BinTokenizer):
         share = LEAST_WIDTH * NUM_BINS
         edges = low + ((1 - share) * edges + share * even) * (high - low)
         return cls(spec, token_ids, edges, chunk)
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """The edges."""
+        return {"edges": self.edges.tolist()}
 
     def to_unit(self, action: np.ndarray) -> np.ndarray:
         even = np.linspace(0, 1, NUM_BINS + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -34,9 +34,18 @@ class Automaton(NamedTuple):
 class ActionTokenizer(Protocol):
     """Actions [C, A] in physical units <-> token ids. Ids never pass through text."""
 
+    kind: str
+    """Its name in configs and files, see `actions.stored`."""
     spec: ActionSpec
     chunk: int
     """C: actions that are tokenized together."""
+    token_ids: np.ndarray
+    """int32 [R]: vocabulary ids of its tokens, in its own order."""
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What was learned from data, as JSON values; {} if nothing."""
+        ...
 
     @property
     def max_tokens(self) -> int:
@@ -55,6 +64,18 @@ class ActionTokenizer(Protocol):
 
         Raises ValueError for anything but a legal sequence: it is refused, never turned into an
         extreme action.
+        """
+        ...
+
+    def tokens_valid(self, ids: np.ndarray, action_valid: np.ndarray) -> np.ndarray:
+        """Which tokens of `encode` say something of valid numbers; the others are not trained on.
+
+        Args:
+          ids: int [K], what `encode` returned.
+          action_valid: bool [C, A], False for padded dimensions or steps.
+
+        Returns:
+          bool [K].
         """
         ...
 

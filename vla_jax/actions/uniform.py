@@ -17,6 +17,8 @@ from vla_jax.actions.bins import BinTokenizer
 class UniformTokenizer(BinTokenizer):
     """256 equally wide bins between each dimension's bounds; see `BinTokenizer`."""
 
+    kind = "uniform"
+
     def to_unit(self, action: np.ndarray) -> np.ndarray:
         return (action - self.spec.low) / (self.spec.high - self.spec.low)
 

@@ -25,7 +25,7 @@ _NAMES = {
 }
 
 
-def read_gguf(path: str | Path) -> dict[str, np.ndarray]:
+class GgufFile:
     """float32 tensors, dequantized; scales of norms without the 1 that GGUF adds to them.
 
     Raises:
@@ -33,28 +33,35 @@ def read_gguf(path: str | Path) -> dict[str, np.ndarray]:
       ImportError: the package gguf is not installed.
       ValueError: not a whole GGUF file of a Gemma 3 model.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no GGUF file {path}")
-    try:
-        import gguf  # an optional extra
-    except ImportError as e:
-        raise ImportError(f"reading {path} needs the package gguf: pip install gguf") from e
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, OSError) as e:
-        raise ValueError(f"{path} is not a whole GGUF file: {e}") from e
-    field = reader.fields.get("general.architecture")
-    architecture = field.contents() if field else None
-    if architecture != "gemma3":
-        raise ValueError(f"{path} holds a model of kind {architecture!r}, not 'gemma3'")
-    tensors = {}
-    for tensor in reader.tensors:
-        x = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        if tensor.name.endswith("norm.weight"):
-            x = x - 1.0
-        tensors[_their_name(tensor.name)] = x
-    return tensors
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"no GGUF file {path}")
+        try:
+            import gguf  # an optional extra
+        except ImportError as e:
+            raise ImportError(f"reading {path} needs the package gguf: pip install gguf") from e
+        try:
+            reader = gguf.GGUFReader(path)
+        except (ValueError, IndexError, OSError) as e:
+            raise ValueError(f"{path} is not a whole GGUF file: {e}") from e
+        field = reader.fields.get("general.architecture")
+        architecture = field.contents() if field else None
+        if architecture != "gemma3":
+            raise ValueError(f"{path} holds a model of kind {architecture!r}, not 'gemma3'")
+        self._dequantize = gguf.dequantize
+        self._tensors = {_their_name(tensor.name): tensor for tensor in reader.tensors}
+        # GGUF counts axes from the last.
+        self.shapes = {
+            name: tuple(int(n) for n in tensor.shape[::-1])
+            for name, tensor in self._tensors.items()
+        }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name]
+        x = self._dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        return x - 1.0 if tensor.name.endswith("norm.weight") else x
 
 
 def _their_name(name: str) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vla_jax.checkpoints.surgery import Stored
 from vla_jax.models.presets import DecoderConfig, ModelConfig, VitConfig
 from vla_jax.tree import flatten
 from vla_jax.types import Params
@@ -166,6 +167,15 @@ def their_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     return _to_theirs(np.broadcast_to(np.int8(0), shape), layout).shape
 
 
+class Tensors(Protocol):
+    """Tensors of a file by name; read when asked."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def __getitem__(self, name: str) -> np.ndarray: ...
+
+
 class TheirFile:
     """One or several safetensors files, by tensor name; read when asked.
 
@@ -191,10 +201,8 @@ class TheirFile:
         return self._files[name].get_tensor(name)
 
 
-def read_hugging_face(
-    file: Mapping[str, np.ndarray] | TheirFile, like: Params
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Their tensors as ours.
+def read_hugging_face(file: Tensors, like: Params) -> tuple[dict[str, Stored], list[str]]:
+    """Their tensors as ours. Reads shapes only, and an output matrix that may not be a tied one.
 
     Args:
       like: our parameters or their shapes; says what the model has.
@@ -207,9 +215,10 @@ def read_hugging_face(
     Raises:
       ValueError: missing, unexplained or wrong-shaped tensors; each is listed.
     """
-    theirs = file.shapes if isinstance(file, TheirFile) else {k: v.shape for k, v in file.items()}
+    theirs = file.shapes
     names = {k: tuple(v.shape) for k, v in flatten(like).items()}
-    problems, explained, found = [], set(), {}
+    problems, explained = [], set()
+    pieces: dict[str, list[tuple[_Piece, str]]] = {}
     prefixes = _find_parts(theirs)
     for part, prefix in prefixes.items():
         for piece in _pieces(part, names):
@@ -223,11 +232,7 @@ def read_hugging_face(
             if not _fits(theirs[name], want, free):
                 problems.append(f"wrong shape: {name} is {theirs[name]}, the model has {want}")
                 continue
-            ours = _to_ours(file[name], piece.layout, shape[len(piece.index) :])
-            if piece.ours not in found:
-                lead = shape[: len(piece.index)]
-                found[piece.ours] = np.empty((*lead, *ours.shape), ours.dtype)
-            found[piece.ours][piece.index] = ours
+            pieces.setdefault(piece.ours, []).append((piece, name))
     left_out = _left_out(file, theirs, prefixes, explained)
     problems += [
         f"unexplained: {name} {shape}"
@@ -238,7 +243,29 @@ def read_hugging_face(
         problems = ["no part of SigLIP, Gemma or PaliGemma is in it"]
     if problems:
         raise ValueError("the file does not fit the model:\n  " + "\n  ".join(problems))
-    return found, left_out
+    return {k: _assembled(file, parts, names[k]) for k, parts in pieces.items()}, left_out
+
+
+def _assembled(file: Tensors, parts: list[tuple[_Piece, str]], shape: tuple[int, ...]) -> Stored:
+    """One parameter of ours from its pieces; a free axis has the file's length."""
+    first, name = parts[0]
+    free = _free_axes(first)
+    if free:
+        axis = len(first.index) + free[0]
+        shape = (*shape[:axis], file.shapes[name][free[0]], *shape[axis + 1 :])
+    inner = shape[len(first.index) :]
+
+    def read() -> np.ndarray:
+        whole = None
+        for piece, theirs in parts:
+            ours = _to_ours(file[theirs], piece.layout, inner)
+            if whole is None:
+                whole = np.empty(shape, ours.dtype)
+            whole[piece.index] = ours
+        assert whole is not None
+        return whole
+
+    return Stored(shape, read)
 
 
 def _free_axes(piece: _Piece) -> tuple[int, ...]:

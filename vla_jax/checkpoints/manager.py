@@ -9,7 +9,9 @@ from typing import Any, Self
 import jax
 import orbax.checkpoint as ocp
 
+from vla_jax.actions import stored
 from vla_jax.actions.spec import ActionSpec
+from vla_jax.actions.tokenizer import ActionTokenizer
 
 Tree = Any
 
@@ -23,24 +25,31 @@ class CheckpointMeta:
       next_sample: first sample of the mixture that is not used yet. All there is to the data's
         state.
       config: the run's config, plain JSON values.
-      action_spec: None for a model without robot data.
+      action_tokenizer: what tokens mean to the robot, with the ActionSpec; None for a model without
+        robot data.
       vocabulary: digest of the vocabulary file.
     """
 
     step: int
     next_sample: int
     config: dict[str, Any]
-    action_spec: ActionSpec | None
+    action_tokenizer: ActionTokenizer | None
     vocabulary: str
 
+    @property
+    def action_spec(self) -> ActionSpec | None:
+        """None for a model without robot data."""
+        return None if self.action_tokenizer is None else self.action_tokenizer.spec
+
     def to_json(self) -> dict[str, Any]:
-        spec = None if self.action_spec is None else self.action_spec.to_json()
-        return {**dataclasses.asdict(self), "action_spec": spec}
+        tokenizer = self.action_tokenizer
+        raw = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return raw | {"action_tokenizer": tokenizer and stored.to_json(tokenizer)}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Self:
-        spec = raw["action_spec"]
-        return cls(**{**raw, "action_spec": None if spec is None else ActionSpec.from_json(spec)})
+        tokenizer = raw["action_tokenizer"]
+        return cls(**{**raw, "action_tokenizer": tokenizer and stored.from_json(tokenizer)})
 
 
 class Checkpoints:

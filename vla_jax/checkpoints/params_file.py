@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from vla_jax.checkpoints.surgery import Stored
 from vla_jax.tree import flatten, unflatten
 from vla_jax.types import Params
 
@@ -43,11 +45,11 @@ def load_params(path: str | Path, like: Params) -> Params:
         if v.shape != names[k]
     ]
     _require_none(problems, path)
-    return unflatten({k: found[k].astype(np.float32) for k in names})
+    return unflatten({k: found[k].read().astype(np.float32) for k in names})
 
 
-def read_params(path: str | Path, like: Params) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Reads the parts that a file has: the whole model, or the encoder alone.
+def read_params(path: str | Path, like: Params) -> tuple[dict[str, Stored], list[str]]:
+    """The parts that a file has: the whole model, or the encoder alone. Reads shapes only.
 
     Args:
       like: parameters or shapes that say what the model has.
@@ -64,8 +66,7 @@ def read_params(path: str | Path, like: Params) -> tuple[dict[str, np.ndarray], 
     if not path.exists():
         raise FileNotFoundError(f"no parameter file {path}: check train.init_from")
     try:
-        with path.open("rb") as opened, np.load(opened) as file:
-            stored = {key.removeprefix("params/"): file[key] for key in file.files}
+        stored = {key.removeprefix("params/"): x for key, x in _members(path).items()}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"{path} is not a readable npz parameter file: {e}") from e
     alone = not any(key.startswith(("img/", "llm/")) for key in stored)
@@ -92,18 +93,48 @@ def read_params(path: str | Path, like: Params) -> tuple[dict[str, np.ndarray], 
     return found, left_out
 
 
-def _stacked(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _members(path: Path) -> dict[str, Stored]:
+    """The arrays of an npz by name; only their headers are read."""
+
+    def read(name: str) -> np.ndarray:
+        with path.open("rb") as opened, np.load(opened) as file:
+            return file[name]
+
+    found = {}
+    with zipfile.ZipFile(path) as file:
+        for member in file.namelist():
+            with file.open(member) as opened:
+                major, _ = np.lib.format.read_magic(opened)
+                header = np.lib.format.read_array_header_1_0
+                if major == 2:
+                    header = np.lib.format.read_array_header_2_0
+                shape, _, _ = header(opened)
+            name = member.removesuffix(".npy")
+            found[name] = Stored(tuple(shape), functools.partial(read, name))
+    return found
+
+
+def _stacked(stored: dict[str, Stored]) -> dict[str, Stored]:
     """`encoderblock_0`, `encoderblock_1`, ... as one tensor with a leading layer axis."""
-    layers: dict[str, dict[int, np.ndarray]] = {}
+    layers: dict[str, dict[int, Stored]] = {}
     stacked = {}
     for key, value in stored.items():
         if match := _LAYER.fullmatch(key):
             layers.setdefault(f"{match[1]}/{match[3]}", {})[int(match[2])] = value
         else:
             stacked[key] = value
-    for key, values in layers.items():
-        stacked[key] = np.stack([values[i] for i in sorted(values)])
+    for key, found in layers.items():
+        parts = [found[i] for i in sorted(found)]
+        shapes = {part.shape for part in parts}
+        if len(shapes) > 1:
+            raise ValueError(f"layers of {key} have different shapes: {sorted(shapes)}")
+        shape = (len(parts), *parts[0].shape)
+        stacked[key] = Stored(shape, functools.partial(_stack, parts))
     return stacked
+
+
+def _stack(parts: list[Stored]) -> np.ndarray:
+    return np.stack([part.read() for part in parts])
 
 
 def _has_no_place(name: str, alone: bool) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +31,22 @@ def resize_positions(positions: np.ndarray, patches: int) -> np.ndarray:
     Raises ValueError if either number of patches is not a square.
     """
     _, old, width = positions.shape
-    sides = [math.isqrt(n) for n in (old, patches)]
-    if [s * s for s in sides] != [old, patches]:
-        raise ValueError(f"position embeddings of {old} patches do not resize to {patches}: both "
-                         "must be square grids")  # fmt: skip
+    sides = _grid_sides(old, patches)
     if old == patches:
         return positions
     grid = jnp.asarray(positions, jnp.float32).reshape(1, sides[0], sides[0], width)
     grid = jax.image.resize(grid, (1, sides[1], sides[1], width), "bilinear", antialias=False)
     return np.asarray(grid.reshape(1, patches, width)).astype(positions.dtype)
+
+
+def _grid_sides(old: int, new: int) -> list[int]:
+    sides = [math.isqrt(n) for n in (old, new)]
+    if [s * s for s in sides] != [old, new]:
+        raise ValueError(
+            f"position embeddings of {old} patches do not resize to {new}: both must be square "
+            "grids"
+        )
+    return sides
 
 
 def extend_vocabulary(table: np.ndarray, rows: int, seed: int = 0) -> np.ndarray:
@@ -79,40 +86,32 @@ def _like_rows(table: np.ndarray, count: int, seed: int) -> np.ndarray:
     return (sample.mean(axis=0) + noise * sample.std(axis=0)).astype(table.dtype)
 
 
-def fit(
-    found: Mapping[str, np.ndarray], fresh: Mapping[str, Any]
-) -> tuple[dict[str, np.ndarray], list[Change]]:
-    """Pretrained parameters for a model that has `fresh` ones, and what was done to each.
+class Stored(NamedTuple):
+    """A parameter that a file has: known by its shape, read when asked."""
 
-    They get the dtype of the fresh ones: a file is often float16 or bfloat16, master weights are
-    float32.
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
-    Args:
-      found: parameters of a file, by name.
-      fresh: those the model starts with where the file has none.
+
+def fit(name: str, found: Stored, shape: tuple[int, ...]) -> tuple[Stored, Change]:
+    """A file's parameter as the model wants it, and what has to be done to it. Reads nothing.
 
     Raises:
       ValueError: a size differs that surgery does not change.
     """
-    fitted, changes = {}, []
-    for name, start in fresh.items():
-        shape = tuple(start.shape)
-        if name not in found:
-            fitted[name] = np.asarray(start)
-            changes.append(Change(name, "fresh", str(shape)))
-            continue
-        x = np.asarray(found[name]).astype(start.dtype, copy=False)
-        if x.shape == shape:
-            fitted[name] = x
-            changes.append(Change(name, "loaded", str(shape)))
-            continue
-        if name == POSITIONS and x.shape[2] == shape[2]:
-            fitted[name] = resize_positions(x, shape[1])
-        elif name == TABLE and x.shape[1] == shape[1] and len(x) < shape[0]:
-            fitted[name] = extend_vocabulary(x, shape[0])
-        elif name == TABLE and x.shape[1] == shape[1] and len(x) - shape[0] < VOCABULARY_PADDING:
-            fitted[name] = x[: shape[0]]
-        else:
-            raise ValueError(f"{name} is {x.shape} in the file, the model has {shape}")
-        changes.append(Change(name, "resized", f"{x.shape} -> {shape}"))
-    return fitted, changes
+    if found.shape == shape:
+        return found, Change(name, "loaded", str(shape))
+    note = f"{found.shape} -> {shape}"
+    if name == POSITIONS and found.shape[2] == shape[2]:
+        _grid_sides(found.shape[1], shape[1])
+        changed = Stored(shape, lambda: resize_positions(found.read(), shape[1]))
+        return changed, Change(name, "resized", note)
+    if name == TABLE and found.shape[1] == shape[1]:
+        more = found.shape[0] - shape[0]
+        if more < 0:
+            changed = Stored(shape, lambda: extend_vocabulary(found.read(), shape[0]))
+            return changed, Change(name, "resized", note)
+        if more < VOCABULARY_PADDING:
+            changed = Stored(shape, lambda: found.read()[: shape[0]])
+            return changed, Change(name, "resized", note)
+    raise ValueError(f"{name} is {found.shape} in the file, the model has {shape}")

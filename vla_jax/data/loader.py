@@ -143,13 +143,19 @@ def open_source(
     *,
     split: str | None = None,
     expected_spec: ActionSpec | None = None,
+    chunk: int = 1,
 ) -> EpisodeSource | ImageTextSource:
     """Opens a data set of the config, on another split if given. Raises as the sources do."""
     split = split or config.split
     if config.kind == "image_text":
         return ImageTextSource(name, config.path, split)
     return EpisodeSource(
-        name, config.path, split, expected_spec=expected_spec, cache_mib=config.cache_mib
+        name,
+        config.path,
+        split,
+        expected_spec=expected_spec,
+        chunk=chunk,
+        cache_mib=config.cache_mib,
     )
 
 

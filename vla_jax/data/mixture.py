@@ -24,6 +24,8 @@ from typing import Literal
 
 import numpy as np
 
+from vla_jax.actions.stored import ActionConfig
+
 BLOCK = 1000
 MAX_DENOMINATOR = 10_000
 _ROUNDS = 3
@@ -57,6 +59,8 @@ class DataConfig:
       seed: of the order of samples.
       max_tokens: T, tokens in a row: BOS, prompt, answer, EOS.
       max_answer_tokens: most answer tokens in a row, EOS included.
+      actions: how robot actions become tokens.
+      vocabulary: a SentencePiece model file; "": the one that ships with the code.
       threads: threads of the loader; small where they share cores with the training step.
       prefetch: batches ready ahead of the training step.
     """
@@ -65,6 +69,8 @@ class DataConfig:
     seed: int = 0
     max_tokens: int = 64
     max_answer_tokens: int = 16
+    actions: ActionConfig = dataclasses.field(default_factory=ActionConfig)
+    vocabulary: str = ""
     threads: int = 2
     prefetch: int = 2
 

@@ -6,6 +6,8 @@
     in_loss         0    0             1            1       0
     valid           1    1             1            1       0
 
+Action tokens of padded dimensions or steps are not in the loss.
+
 An action needs no end token in decoding (its length is known), but trains with one, so that every
 answer of the mixture ends the same way.
 """
@@ -74,6 +76,7 @@ class SequenceBuilder:
         tokens = np.full((len(examples), self.max_tokens), self.vocabulary.pad_id, np.int32)
         prompt_end = np.zeros((len(examples), 1), np.int32)
         answer_end = np.zeros((len(examples), 1), np.int32)
+        no_loss = np.zeros((len(examples), self.max_tokens), bool)
         for row, example in enumerate(examples):
             prompt = self._prompt_ids(example.prompt)
             answer = self._answer_ids(example)
@@ -88,12 +91,14 @@ class SequenceBuilder:
             n, end = len(prompt), len(prompt) + len(answer)
             tokens[row, :n], tokens[row, n:end] = prompt, answer
             prompt_end[row], answer_end[row] = n, end
+            if example.action_valid is not None:
+                no_loss[row, n : end - 1] = ~self._action_tokens_valid(example, answer[:-1])
         position = np.arange(self.max_tokens)
         is_answer = (position >= prompt_end) & (position < answer_end)
         return {
             "tokens": tokens,
             "attend_causal": is_answer,
-            "in_loss": is_answer.copy(),
+            "in_loss": is_answer & ~no_loss,
             "valid": position < answer_end,
         }
 
@@ -128,7 +133,15 @@ class SequenceBuilder:
             return [*self.vocabulary.encode(example.answer), self.vocabulary.eos_id]
         if self.action_tokenizer is None:
             raise ValueError("a robot example needs an action tokenizer, and none is configured")
-        if example.action_valid is not None and not example.action_valid.all():
-            raise ValueError("uniform action tokens have no padded dimensions")
         ids = self.action_tokenizer.encode(example.action)
         return [*ids.tolist(), self.vocabulary.eos_id]
+
+    def _action_tokens_valid(self, example: Example, ids: list[int]) -> np.ndarray:
+        if self.action_tokenizer is None or example.action is None or example.action_valid is None:
+            raise ValueError(f"action_valid without an action: {example.prompt!r}")
+        valid = np.asarray(example.action_valid, bool)
+        if valid.shape != np.shape(example.action):
+            raise ValueError(
+                f"action_valid is {valid.shape} for an action of {np.shape(example.action)}"
+            )
+        return self.action_tokenizer.tokens_valid(np.asarray(ids), valid)

@@ -38,7 +38,7 @@ class Policy:
         self.params = params
         self.config = config
         self.batch_size = batch_size
-        self._builder = builder
+        self.builder = builder
         make = functools.partial(
             make_decoder,
             config,
@@ -54,9 +54,9 @@ class Policy:
     @property
     def action_tokenizer(self) -> ActionTokenizer:
         """Raises ValueError if the model was built without robot data."""
-        if self._builder.action_tokenizer is None:
+        if self.builder.action_tokenizer is None:
             raise ValueError("this policy has no ActionSpec: it can answer, not act")
-        return self._builder.action_tokenizer
+        return self.builder.action_tokenizer
 
     @property
     def action_spec(self) -> ActionSpec:
@@ -107,8 +107,8 @@ class Policy:
         return ActResult(np.stack([tokenizer.decode(row) for row in ids]), ids)
 
     def _text(self, ids: np.ndarray) -> str:
-        end = np.flatnonzero(ids == self._builder.vocabulary.eos_id)
-        return self._builder.vocabulary.decode(ids[: end[0] if len(end) else len(ids)].tolist())
+        end = np.flatnonzero(ids == self.builder.vocabulary.eos_id)
+        return self.builder.vocabulary.decode(ids[: end[0] if len(end) else len(ids)].tolist())
 
     def _run(
         self, decode, images: np.ndarray, prompts: list[str], *options: np.ndarray
@@ -123,7 +123,7 @@ class Policy:
             images = images[:, None]
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
-        text = self._builder.prompts(prompts)
+        text = self.builder.prompts(prompts)
         rows = []
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)

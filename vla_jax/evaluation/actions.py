@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,8 @@ class ActionBatch:
     Attributes:
       images: uint8 [n, h, w, 3] or [n, views, h, w, 3].
       instructions: without the prompt template.
-      actions: float32 [n, A], physical units: what was done.
-      valid: bool [n, A], False for padded dimensions.
+      actions: float32 [n, C, A], physical units: what was done.
+      valid: bool [n, C, A], False for padded dimensions and steps.
     """
 
     images: np.ndarray
@@ -56,26 +56,23 @@ class ActionEvaluator:
     def measure(self, policy: Policy, media: Path | None = None) -> Result:
         """See `Evaluator`. Errors are absolute, in the dimension's unit."""
         tokenizer, spec = policy.action_tokenizer, policy.action_spec
-        said, truth, valid, ids_equal = [], [], [], []
+        said, truth, valid, same = [], [], [], []
         examples: list[dict[str, Any]] = []
         for batch in self._batches():
             result = policy.act(batch.images, batch.instructions)
-            wanted = np.stack([tokenizer.encode(action[None]) for action in batch.actions])
-            said.append(result.actions[:, 0])
+            wanted = [tokenizer.encode(chunk) for chunk in batch.actions]
+            said.append(result.actions)
             truth.append(batch.actions)
             valid.append(batch.valid)
-            ids_equal.append(result.ids == wanted)
+            # What the true tokens decode to: with bins, equal numbers are equal tokens.
+            same.append(result.actions == np.stack([tokenizer.decode(ids) for ids in wanted]))
             if media is not None:
                 _offer(examples, batch, result.ids, wanted, tokenizer.text, media, self.name)
         if not said:
             raise ValueError(f"evaluator {self.name!r} was given no samples")
-        result = score(
-            spec,
-            np.concatenate(said),
-            np.concatenate(truth),
-            np.concatenate(valid),
-            np.concatenate(ids_equal),
-        )
+        size = len(spec.dimensions)
+        columns = (np.concatenate(parts).reshape(-1, size) for parts in (said, truth, valid, same))
+        result = score(spec, *columns)
         return {**result, "examples": examples}
 
 
@@ -84,7 +81,7 @@ def score(
     said: np.ndarray,
     truth: np.ndarray,
     valid: np.ndarray,
-    ids_equal: np.ndarray,
+    same: np.ndarray,
 ) -> Result:
     """Compares actions.
 
@@ -94,17 +91,17 @@ def score(
     Args:
       said, truth: float32 [n, A].
       valid: bool [n, A].
-      ids_equal: bool [n, A], whether the tokens are the same.
+      same: bool [n, A], whether the same numbers were said, as tokens.
     """
     sums = Sums()
-    sums.add("token_accuracy", ids_equal, valid)
-    sums.add("all_tokens", np.all(ids_equal | ~valid, axis=1))
+    sums.add("token_accuracy", same, valid)
+    sums.add("all_tokens", np.all(same | ~valid, axis=1))
     rows = []
     for a, dim in enumerate(spec.dimensions):
         mine = valid[:, a]
         error = np.abs(said[mine, a] - truth[mine, a])
         constant = np.abs(np.median(truth[mine, a]) - truth[mine, a]) if mine.any() else error
-        sums.add(f"token_accuracy/{dim.name}", ids_equal[:, a], mine)
+        sums.add(f"token_accuracy/{dim.name}", same[:, a], mine)
         sums.add(f"error/{dim.name}", error)
         rows.append(
             {
@@ -151,7 +148,7 @@ def _offer(
     examples: list[dict[str, Any]],
     batch: ActionBatch,
     ids: np.ndarray,
-    wanted: np.ndarray,
+    wanted: Sequence[np.ndarray],
     text: Callable[[np.ndarray], str],
     media: Path,
     name: str,

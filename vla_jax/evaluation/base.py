@@ -27,6 +27,7 @@ class EvaluationConfig:
       rollout_episodes: closed-loop episodes per concept pool.
       action_temperature: of sampling action tokens in the rollouts; 0 takes the likeliest. A greedy
         policy that hesitates between two ways can stand still for good.
+      execute_steps: actions of a chunk that are done before the policy looks again.
       rollout_envs: simulators that run at once; one model call serves all of them.
       rollout_workers: processes they run in.
       pools: concepts that the blocks show. "robot": as in the episodes; "web_only": only in the
@@ -44,6 +45,7 @@ class EvaluationConfig:
     action_steps: int = 500
     rollout_episodes: int = 50
     action_temperature: float = 0.0
+    execute_steps: int = 1
     rollout_envs: int = 16
     rollout_workers: int = 2
     pools: tuple[Literal["robot", "web_only"], ...] = ("robot", "web_only")
@@ -63,7 +65,7 @@ class EvaluationConfig:
             raise ValueError(
                 f"evaluation.action_temperature must be at least 0, got {self.action_temperature}"
             )
-        for name in ("rollout_envs", "rollout_workers", "batch_size"):
+        for name in ("rollout_envs", "rollout_workers", "batch_size", "execute_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
 

@@ -55,7 +55,7 @@ def action_batches(
     image_size: int,
     limit: int,
 ) -> Callable[[], Iterator[ActionBatch]]:
-    """Steps spread evenly over a robot source; of an action chunk the first action.
+    """Steps spread evenly over a robot source.
 
     Args:
       limit: most steps of one pass.
@@ -67,14 +67,14 @@ def action_batches(
         ):
             rows = _rows(batch)
             examples = [source.read(record) for record in batch["record"][rows].tolist()]
-            actions = np.stack([e.action[0] for e in examples if e.action is not None])
+            actions = np.stack([e.action for e in examples if e.action is not None])
             yield ActionBatch(
                 images=batch["images"][rows],
                 instructions=[inside_template(robot_prompt, e.prompt) for e in examples],
                 actions=actions,
                 valid=np.stack(
                     [
-                        np.ones(actions.shape[1], bool) if v is None else v[0]
+                        np.ones(actions.shape[1:], bool) if v is None else v
                         for v in (e.action_valid for e in examples)
                     ]
                 ),

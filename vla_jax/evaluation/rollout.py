@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
-from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.envs.pool import Transition
 from vla_jax.evaluation.base import Result
 from vla_jax.evaluation.media import Frame, save_rollout
@@ -110,23 +109,44 @@ class _Running:
         return View(self.plan, self.step, self.observation, self.info)
 
 
-def policy_agent(policy: Policy, temperature: float = 0.0) -> Agent:
+def policy_agent(policy: Policy, temperature: float = 0.0, execute_steps: int = 1) -> Agent:
     """The policy sees the picture and the instruction, nothing else.
 
     What it samples depends on the episode and the step, not on what else is running.
+
+    Args:
+      execute_steps: actions of a chunk that are done before it looks again.
+
+    Raises:
+      ValueError: the policy's chunks are shorter.
     """
+    tokenizer = policy.action_tokenizer
+    if execute_steps > tokenizer.chunk:
+        raise ValueError(
+            f"evaluation.execute_steps {execute_steps} is more than the policy's chunk of "
+            f"{tokenizer.chunk} actions"
+        )
+    chunks: dict[int, tuple[np.ndarray, str]] = {}  # by number of the episode
 
     def act(views: Sequence[View]) -> Moves:
-        images = np.stack([v.observation["image"] for v in views])
-        instructions = [v.info["instruction"] for v in views]
-        seeds = [(v.plan.seed * 1009 + v.step) % 2**31 for v in views]
-        actions, ids = policy.act(images, instructions, temperature=temperature, seeds=seeds)
-        return Moves(list(actions[:, 0]), [policy.action_tokenizer.text(row) for row in ids])
+        due = [v for v in views if v.step % execute_steps == 0]
+        if due:
+            images = np.stack([v.observation["image"] for v in due])
+            instructions = [v.info["instruction"] for v in due]
+            seeds = [(v.plan.seed * 1009 + v.step) % 2**31 for v in due]
+            result = policy.act(images, instructions, temperature=temperature, seeds=seeds)
+            for view, actions, ids in zip(due, *result):
+                chunks[view.plan.number] = actions, tokenizer.text(ids)
+        current = [chunks[v.plan.number] for v in views]
+        return Moves(
+            [actions[v.step % execute_steps] for v, (actions, _) in zip(views, current)],
+            [text for _, text in current],
+        )
 
     return act
 
 
-def random_agent(spec: ActionSpec, tokenizer: ActionTokenizer | None = None) -> Agent:
+def random_agent(spec: ActionSpec) -> Agent:
     """Uniform within the bounds, and never ends the episode itself.
 
     What it does depends on the episode and the step, not on what else is running.
@@ -139,10 +159,7 @@ def random_agent(spec: ActionSpec, tokenizer: ActionTokenizer | None = None) -> 
             action = rng.uniform(spec.low, spec.high).astype(np.float32)
             action[[d.unit == "flag" for d in spec.dimensions]] = 0.0
             actions.append(action)
-        tokens = [""] * len(actions)
-        if tokenizer is not None:
-            tokens = [tokenizer.text(tokenizer.encode(action[None])) for action in actions]
-        return Moves(actions, tokens)
+        return Moves(actions, [""] * len(actions))
 
     return act
 

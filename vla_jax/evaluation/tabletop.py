@@ -64,7 +64,8 @@ class RolloutEvaluator:
         policy.action_spec.require_same(
             spec, here="the policy", there=f"table-top world {config.world!r}"
         )
-        agents: dict[str, Agent] = {"policy": policy_agent(policy, config.action_temperature)}
+        acts = policy_agent(policy, config.action_temperature, config.execute_steps)
+        agents: dict[str, Agent] = {"policy": acts}
         if config.baselines:
             agents |= {"random": random_agent(spec), "expert": expert_agent}
         bank = PictureBank()

@@ -3,6 +3,9 @@
 The pieces `<000>` .. `<255>` stand for the integers 0 to 255, one token each. Web samples use them
 for image coordinates; a robot action writes bin i as the token of integer i. That is how RT-2 uses
 PaLI-X, whose vocabulary has a token for every integer (arXiv 2307.15818, section 3.2).
+
+A published vocabulary, like Gemma's, has none of these: actions then get its least used tokens
+(`text.least_used`), and coordinates in texts are spelled like other words.
 """
 
 from __future__ import annotations
@@ -39,10 +42,12 @@ class Vocabulary:
 
     Args:
       path: a SentencePiece model file; None: the bundled one.
-      expected_size: number of ids that a checkpoint or config was made for, to be checked.
+      expected_size: rows of the model's embedding table, to be checked. Published tables may have
+        up to a hundredth more rows than there are ids.
 
     Raises FileNotFoundError for a missing file, ValueError for a file that is no SentencePiece
-    model, has other reserved ids, lacks integer pieces, or is not of the expected size.
+    model, has other reserved ids or some integer pieces but not all, or is not of the expected
+    size.
     """
 
     pad_id, eos_id, bos_id, unk_id = PAD_ID, EOS_ID, BOS_ID, UNK_ID
@@ -64,22 +69,50 @@ class Vocabulary:
             raise ValueError(f"{self.path} is not a SentencePiece model: {e}") from e
         self.digest: str = hashlib.sha256(serialized).hexdigest()[:16]
         """16 hex digits of the file's SHA-256."""
-        self._check(expected_size)
         pieces = [integer_piece(i) for i in range(INTEGERS)]
-        self.integer_ids: np.ndarray = np.array(
-            [self._model.PieceToId(p) for p in pieces], np.int32
-        )
-        """int32 [256]: id of each integer piece."""
-        self.action_ids: np.ndarray = self.integer_ids
-        """int32 [256]: id of each action bin. The integers' own ids, as with PaLI-X; a scheme after
-        PaLM-E, which overwrites the least used tokens, would be another array."""
-        for array in (self.integer_ids, self.action_ids):
-            array.flags.writeable = False
+        self._integers = np.array([self._model.PieceToId(p) for p in pieces], np.int32)
+        self._integers.flags.writeable = False
+        self._check(expected_size)
 
     @property
     def size(self) -> int:
         """Number of ids."""
         return self._model.GetPieceSize()
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether there are integer pieces."""
+        return UNK_ID not in self._integers
+
+    @property
+    def integer_ids(self) -> np.ndarray:
+        """int32 [256]: id of each integer piece. Raises ValueError if there are none."""
+        if not self.has_integers:
+            raise ValueError(
+                f"{self.path} has no pieces {integer_piece(0)} .. {integer_piece(INTEGERS - 1)} "
+                "for integers: name other tokens for actions with data.actions.token_ids"
+            )
+        return self._integers
+
+    @property
+    def digit_ids(self) -> np.ndarray:
+        """int32 [11]: ids of the digits 0 to 9 and of a lone space.
+
+        Raises ValueError if one of them is not a piece.
+        """
+        ids = np.array([self._model.PieceToId(p) for p in "0123456789\N{LOWER ONE EIGHTH BLOCK}"])
+        if UNK_ID in ids:
+            raise ValueError(f"{self.path} has no pieces for single digits and the space")
+        return ids.astype(np.int32)
+
+    @property
+    def reserved(self) -> np.ndarray:
+        """bool [V]: control pieces, pieces for bytes, and integers."""
+        model = self._model
+        tests = (model.IsControl, model.IsUnknown, model.IsUnused, model.IsByte)
+        found = np.array([any(test(i) for test in tests) for i in range(self.size)])
+        found[self._integers] = True
+        return found
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS and EOS."""
@@ -108,17 +141,14 @@ class Vocabulary:
                 f"{self.path}: pad, eos, bos, unk are {found}, this project needs {wanted}; "
                 "train the vocabulary with tools/train_vocabulary.py"
             )
-        missing = [
-            p
-            for p in (integer_piece(i) for i in range(INTEGERS))
-            if model.IdToPiece(model.PieceToId(p)) != p
-        ]
-        if missing:
+        missing = np.flatnonzero(self._integers == UNK_ID)
+        if 0 < len(missing) < INTEGERS:
             raise ValueError(
-                f"{self.path}: {len(missing)} integer pieces are missing, e.g. {missing[:3]}; they "
-                "carry coordinates and actions: train with tools/train_vocabulary.py"
+                f"{self.path}: {len(missing)} of the integer pieces are missing, e.g. "
+                f"{integer_piece(missing[0])}: train with tools/train_vocabulary.py"
             )
-        if expected_size is not None and expected_size != self.size:
+        spare = None if expected_size is None else expected_size - self.size
+        if spare is not None and not 0 <= spare <= self.size // 100:
             raise ValueError(
                 f"{self.path} has {self.size} ids, {expected_size} were expected: "
                 "model and vocabulary do not belong together"

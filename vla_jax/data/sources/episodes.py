@@ -64,6 +64,7 @@ class EpisodeSource:
       split: its split.
       layout: where things are.
       expected_spec: of the checkpoint or config; another one in the data set is refused.
+      chunk: C, actions of a record: that of its step and those that follow.
       cache_mib: memory for parsed episodes.
 
     Raises:
@@ -80,11 +81,12 @@ class EpisodeSource:
         *,
         layout: EpisodeLayout = EpisodeLayout(),
         expected_spec: ActionSpec | None = None,
+        chunk: int = 1,
         cache_mib: int = 256,
     ):
         self.name = name
         self._records = RecordFiles(name, path, split)
-        self._layout = layout
+        self._layout, self._chunk = layout, chunk
         self._shapes = self._check_features()
         self.action_spec = self._find_spec()
         if expected_spec is not None:
@@ -111,16 +113,26 @@ class EpisodeSource:
         return episode, index - self._starts[episode]
 
     def read(self, index: int) -> Example:
-        """Step `index`; its action is [1, A].
+        """Step `index`; its action is [C, A].
+
+        After the episode's last action that one is repeated, and `action_valid` is False.
 
         Raises ValueError naming data set, file, episode and step if it cannot be used.
         """
         number, step = self.locate(index)
         episode = self._episode(number)
+        steps = step + np.arange(self._chunk)
+        last = len(episode.actions) - 1
+        valid = None
+        if steps[-1] > last:
+            valid = np.broadcast_to(
+                (steps <= last)[:, None], (len(steps), episode.actions.shape[1])
+            )
         return Example(
             images=tuple(view[step] for view in episode.images),
             prompt=episode.prompts[step if len(episode.prompts) > 1 else 0],
-            action=episode.actions[step : step + 1],
+            action=episode.actions[np.minimum(steps, last)],
+            action_valid=valid,
         )
 
     def _episode(self, number: int) -> _Episode:
