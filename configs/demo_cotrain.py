@@ -27,7 +27,13 @@ def get_config() -> ConfigDict:
                 "max_answer_tokens": 16,
                 "threads": 1,
             },
-            "optimizer": {"learning_rate": 4e-4, "warmup_steps": 60, "weight_decay": 1e-4},
+            "optimizer": {
+                "learning_rate": 4e-4,
+                "warmup_steps": 60,
+                "weight_decay": 1e-4,
+                # What the encoder learned to name, robot episodes would make it forget.
+                "groups": ((r"img/.*", 0.3),),
+            },
             "train": {
                 "steps": 1200,
                 "batch_size": 32,
