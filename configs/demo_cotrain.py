@@ -28,17 +28,17 @@ def get_config() -> ConfigDict:
                 "threads": 1,
             },
             "optimizer": {
-                "learning_rate": 4e-4,
+                "learning_rate": 6e-4,
                 "warmup_steps": 60,
                 "weight_decay": 1e-4,
                 # What the encoder learned to name, robot episodes would make it forget.
-                "groups": ((r"img/.*", 0.3),),
+                "groups": ((r"img/.*", 0.5),),
             },
             "train": {
-                "steps": 1200,
+                "steps": 1400,
                 "batch_size": 32,
                 "log_every": 20,
-                "checkpoint_every": 400,
+                "checkpoint_every": 700,
                 "integer_smoothing": 2.0,
                 "init_from": "vla_jax/assets/demo_vlm/vlm.npz",
             },
