@@ -42,6 +42,5 @@ def get_config() -> ConfigDict:
                 "integer_smoothing": 2.0,
                 "init_from": "vla_jax/assets/demo_vlm/vlm.npz",
             },
-            "evaluation": {"action_temperature": 0.3},
         }
     )
