@@ -17,17 +17,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from vla_jax import config as config_lib
-from vla_jax.build import make_vocabulary, open_sources
-from vla_jax.data.mixture import Mixture
+from vla_jax.build import make_mixture, make_vocabulary, open_sources
 from vla_jax.text.least_used import count_tokens, least_used, save_ids
 
 
 def texts(config: config_lib.Config, samples: int) -> Iterator[str]:
     """Prompts and answers of the first `samples` samples of the mixture, with progress."""
     sources = open_sources(config.data)
-    weights = {name: config.data.sources[name].weight for name in sources}
-    sizes = {name: len(source) for name, source in sources.items()}
-    which, records = Mixture(weights, sizes, config.data.seed).locate(np.arange(samples))
+    which, records = make_mixture(config.data, sources).locate(np.arange(samples))
     ordered, begun, shown = list(sources.values()), time.monotonic(), 0.0
     for i, (k, record) in enumerate(zip(which.tolist(), records.tolist())):
         example = ordered[k].read(record)
@@ -47,13 +44,9 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--number", type=int, default=256, help="ids; FAST may need 1024")
     parser.add_argument("--out", required=True)
-    args, rest = parser.parse_known_args()
-    prefix = "--config."
-    strange = [word for word in rest if not word.startswith(prefix)]
-    if strange:
-        parser.error(f"unknown argument {strange[0]!r}; override settings with {prefix}key=value")
     try:
-        overrides = [word.removeprefix(prefix) for word in rest]
+        rest, overrides = config_lib.split_overrides(sys.argv[1:])
+        args = parser.parse_args(rest)
         config = config_lib.parse(config_lib.load_config(args.config, overrides))
         vocabulary = make_vocabulary(config)
         counts = count_tokens(vocabulary, texts(config, args.samples))

@@ -35,7 +35,7 @@ from vla_jax.corpus.patches import GRIPPER, OPEN
 from vla_jax.corpus.pictures import COLORS, PictureBank
 from vla_jax.data.packing import pack_row
 from vla_jax.data.sequence import SequenceBuilder
-from vla_jax.text.vocabulary import Vocabulary
+from vla_jax.text.vocabulary import SPACE, Vocabulary
 from vla_jax.types import Batch, Example
 
 MAX_TOKENS, MAX_ANSWER_TOKENS = 80, 48
@@ -84,7 +84,7 @@ def _label_tokens(vocabulary: Vocabulary, labels: Sequence[tuple[str, ...]]) -> 
 def _word_tokens(vocabulary: Vocabulary, word: str) -> list[int]:
     """The first `NAME_TOKENS` tokens, without the lone space that begins "7": it names nothing."""
     ids = vocabulary.encode(word)[:NAME_TOKENS]
-    return [i for i in ids if vocabulary.piece(i) != "\N{LOWER ONE EIGHTH BLOCK}"]
+    return [i for i in ids if vocabulary.piece(i) != SPACE]
 
 
 def _label_ids(vocabulary: Vocabulary) -> np.ndarray:

@@ -110,6 +110,13 @@ def open_sources(data: DataConfig, split: str | None = None) -> dict[str, Source
     return sources
 
 
+def make_mixture(data: DataConfig, sources: dict[str, Source]) -> Mixture:
+    """The order of samples over the opened sources."""
+    weights = {name: data.sources[name].weight for name in sources}
+    sizes = {name: len(source) for name, source in sources.items()}
+    return Mixture(weights, sizes, data.seed)
+
+
 def action_spec_of(sources: dict[str, Source]) -> ActionSpec | None:
     return next((s.action_spec for s in sources.values() if s.action_spec is not None), None)
 
@@ -210,18 +217,16 @@ def build_training(config: Config) -> TrainingRun:
             "(mesh data x fsdp)"
         )
     sources = open_sources(config.data)
-    weights = {name: config.data.sources[name].weight for name in sources}
-    sizes = {name: len(source) for name, source in sources.items()}
     vocabulary = make_vocabulary(config)
     tokenizer = make_action_tokenizer(config.data, vocabulary, action_spec_of(sources))
-    _require_bins(config, tokenizer)
+    _require_ordered_tokens(config, tokenizer)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     init = make_init(config.model, optimizer, config.train.seed)
     abstract = jax.eval_shape(init)
     return TrainingRun(
         config=config,
         mesh=mesh,
-        mixture=Mixture(weights, sizes, config.data.seed),
+        mixture=make_mixture(config.data, sources),
         sources=sources,
         builder=make_builder(config.data, vocabulary, tokenizer),
         optimizer=optimizer,
@@ -266,7 +271,7 @@ def _restore_params(workdir: str, like: Params, shardings: Params) -> Params:
         return checkpoints.restore({"params": like}, {"params": shardings})["params"]
 
 
-def _require_bins(config: Config, tokenizer: ActionTokenizer | None) -> None:
+def _require_ordered_tokens(config: Config, tokenizer: ActionTokenizer | None) -> None:
     """Raises ValueError where integer smoothing would blur tokens that are not in an order."""
     rows = config.model.decoder.integer_rows
     if not config.train.integer_smoothing or tokenizer is None or rows is None:

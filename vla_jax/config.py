@@ -100,7 +100,7 @@ def run_main(main: Callable[..., object], **required: str) -> NoReturn:
       required: flag name -> help; each is a string that must be given.
     """
     try:
-        argv, overrides = _split_overrides(sys.argv)
+        argv, overrides = split_overrides(sys.argv)
     except ValueError as e:
         sys.exit(_refuse(e))
     flags.DEFINE_string(
@@ -134,8 +134,11 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Takes `--config.a.b=c` and `--config.a.b c` out of `argv`; returns (the rest, ["a.b=c"])."""
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes `--config.a.b=c` and `--config.a.b c` out of `argv`; returns (the rest, ["a.b=c"]).
+
+    Raises ValueError for one without a value.
+    """
     rest, overrides = [], []
     words = iter(argv)
     for word in words:

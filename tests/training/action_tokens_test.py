@@ -84,7 +84,7 @@ def test_a_checkpoint_knows_what_its_tokens_mean(name, data_sets, files, tmp_pat
 
 
 def test_the_loss_leaves_padded_steps_out(data_sets):
-    """Of 13 steps in episodes of 3, 5, 1 and 4, chunks of 3 reach 7 + 2 x 2 + ... real ones."""
+    """Chunks of 3 in episodes of 3, 5, 1 and 4 steps: 8 tokens a real step, and EOS."""
     run = build_training(_config(data_sets, ActionConfig("uniform", CHUNK)))
     source = run.sources["robot"]
     real = 0

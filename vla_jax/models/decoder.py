@@ -6,6 +6,7 @@ differs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -51,10 +52,15 @@ class Weight(nn.Module):
     fan_in: int
 
     @nn.compact
-    def __call__(self, start: jax.Array | float = 0.0) -> jax.Array:
-        """`start` is added to fresh weights."""
+    def __call__(self, start: Callable[[], jax.Array] | None = None) -> jax.Array:
+        """What `start` makes is added to fresh weights; with given ones it is never called."""
         normal = nn.initializers.normal(self.fan_in**-0.5)
-        return self.param("w", lambda rng: normal(rng, self.shape) + start)
+
+        def fresh(rng: jax.Array) -> jax.Array:
+            w = normal(rng, self.shape)
+            return w if start is None else w + start()
+
+        return self.param("w", fresh)
 
 
 class Context(NamedTuple):
@@ -85,15 +91,19 @@ class Attention(nn.Module):
         d = self.config.decoder
         n, k, h = d.num_heads, d.num_kv_heads, d.head_dim
         w_kv = Weight((2, k, d.width, h), d.width, name="kv_einsum")()
-        # Half of the heads look for names, the others for places; see `query_key_similarity`.
-        quarters = (2, 2, 1, 3)
-        alike = jnp.stack(
-            [
+
+        def alike() -> jax.Array:
+            """Half of the heads look for names, the others for places."""
+            quarters = (2, 2, 1, 3)
+            rolled = [
                 jnp.roll(w_kv[0, i * k // n], quarters[i % 4] * d.width // 4, axis=0)
                 for i in range(n)
             ]
+            return d.query_key_similarity * jnp.stack(rolled)
+
+        w_q = Weight((n, d.width, h), d.width, name="q_einsum")(
+            alike if d.query_key_similarity else None
         )
-        w_q = Weight((n, d.width, h), d.width, name="q_einsum")(d.query_key_similarity * alike)
         w_out = Weight((n, h, d.width), n * h, name="attn_vec_einsum")()
         q, keys, values = (
             adapt(self.config, name, x, project(x, w.transpose(1, 0, 2)))

@@ -24,6 +24,8 @@ BUNDLED = pathlib.Path(__file__).parent / "vocabulary_4096.model"
 
 PAD_ID, EOS_ID, BOS_ID, UNK_ID = 0, 1, 2, 3
 INTEGERS = 256
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""SentencePiece's mark for a space, alone a piece of its own."""
 
 _STARTS_WITH_INTEGER = re.compile(r"<\d{3}>")
 
@@ -100,7 +102,7 @@ class Vocabulary:
 
         Raises ValueError if one of them is not a piece.
         """
-        ids = np.array([self._model.PieceToId(p) for p in "0123456789\N{LOWER ONE EIGHTH BLOCK}"])
+        ids = np.array([self._model.PieceToId(p) for p in "0123456789" + SPACE])
         if UNK_ID in ids:
             raise ValueError(f"{self.path} has no pieces for single digits and the space")
         return ids.astype(np.int32)
