@@ -33,6 +33,7 @@ from vla_jax.actions.uniform import UniformTokenizer
 from vla_jax.checkpoints.hugging_face import write_hugging_face
 from vla_jax.decoding.sampler import make_decoder
 from vla_jax.models.presets import PRESETS, DecoderConfig, ModelConfig, VitConfig
+from vla_jax.models.stack import unstack_layers
 from vla_jax.models.vla import Vla, init_params
 from vla_jax.sharding.mesh import MeshConfig, make_mesh
 from vla_jax.training.losses import answer_loss
@@ -81,7 +82,8 @@ class Ours:
             mesh,
             lambda p, b: answer_loss(model, p, b, max_answer_tokens=ANSWER, num_sources=1),
         )
-        self._params, self._batch = jax.device_put(params), jax.device_put(batch)
+        self._params = unstack_layers(jax.device_put(params), config)  # as `Policy` does
+        self._batch = jax.device_put(batch)
         spec = end_effector_spec("speed", max_position_m=1, max_rotation_rad=1, control_hz=1)
         tokenizer = UniformTokenizer(spec, np.arange(1000, 1256))
         ends = {"eos_id": 1, "pad_id": 0}

@@ -13,6 +13,7 @@ from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.decoding.sampler import make_decoder
 from vla_jax.models.presets import ModelConfig
+from vla_jax.models.stack import unstack_layers
 from vla_jax.text.prompts import question_prompt, robot_prompt
 from vla_jax.types import Params
 
@@ -35,7 +36,7 @@ class Policy:
     def __init__(
         self, params: Params, config: ModelConfig, builder: SequenceBuilder, *, batch_size: int
     ):
-        self.params = params
+        self.params = unstack_layers(params, config)
         self.config = config
         self.batch_size = batch_size
         self.builder = builder

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from vla_jax.actions.tokenizer import Automaton
-from vla_jax.models.decoder import KVCache
+from vla_jax.models.decoder import Caches
 from vla_jax.models.presets import ModelConfig
+from vla_jax.models.stack import unstack_layers
 from vla_jax.models.vla import Vla, run_model
 from vla_jax.types import Params
 
@@ -31,7 +32,7 @@ Kind = Literal["text", "action", "both"]
 class _Loop(NamedTuple):
     step: jax.Array  # int32 [], tokens so far
     ids: jax.Array  # int32 [B, K]
-    cache: KVCache
+    caches: Caches
     seen: jax.Array  # bool [B, S]
     state: jax.Array  # int32 [B], the automaton's
     done: jax.Array  # bool [B]
@@ -135,7 +136,8 @@ def make_decoder(
     def decode(
         params: Params, images: jax.Array, tokens: jax.Array, valid: jax.Array, *options: jax.Array
     ) -> jax.Array:
-        hidden, cache, seen = run_model(
+        params = unstack_layers(params, config)
+        hidden, caches, seen = run_model(
             model, params, images, tokens, valid, max_new_tokens=length, method="prefill"
         )
         batch, prefix = hidden.shape[0], seen.shape[1] - length
@@ -153,15 +155,15 @@ def make_decoder(
         def body(loop: _Loop) -> _Loop:
             newest = loop.ids[:, loop.step - 1]
             place = prefix + loop.step - 1
-            hidden, cache, seen = run_model(
-                model, params, newest, loop.cache, loop.seen, place, method="decode_step"
+            hidden, caches, seen = run_model(
+                model, params, newest, loop.caches, loop.seen, place, method="decode_step"
             )
-            return append(loop._replace(cache=cache, seen=seen), hidden)
+            return append(loop._replace(caches=caches, seen=seen), hidden)
 
         nothing = _Loop(
             jnp.int32(0),
             jnp.full((batch, length), pad_id, jnp.int32),
-            cache,
+            caches,
             seen,
             jnp.zeros(batch, jnp.int32),
             jnp.zeros(batch, bool),

@@ -37,13 +37,21 @@ def attend(
         return _FUSED[backend](q, k, v, mask, times, softcap)
     num_kv = k.shape[2]
     q = q.reshape(b, t, num_kv, n // num_kv, h)
-    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * times
+    # T before G: with the queries of a group side by side, both products are plain matrix products
+    # for each (b, k), and nothing is transposed.
+    logits = jnp.einsum("BTKGH,BSKH->BKTGS", q, k, preferred_element_type=jnp.float32) * times
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    probabilities = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", probabilities, v).reshape(b, t, n, h)
+        logits = jnp.where(mask[:, None, :, None], logits, jnp.finfo(jnp.float32).min)
+    # The softmax is divided by its sum after the product with v: H numbers a query, not S.
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(logits - largest)
+    total = jnp.sum(weights, axis=-1).swapaxes(1, 2)  # B T K G
+    out = jnp.einsum(
+        "BKTGS,BSKH->BTKGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return (out / total[..., None]).astype(v.dtype).reshape(b, t, n, h)
 
 
 def _cudnn(q, k, v, mask, scale: float, softcap: float | None) -> jax.Array:

@@ -12,26 +12,35 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vla_jax.models.attention import attend, rope, rope_frequencies
 from vla_jax.models.linear import project
 from vla_jax.models.lora import adapt
 from vla_jax.models.presets import ModelConfig
-from vla_jax.models.stack import layer_stack
+from vla_jax.models.stack import run_layers
 
 
 class KVCache(NamedTuple):
-    """Keys and values of every layer, [L, B, S, K, H] each."""
+    """Keys and values, [B, S, K, H] each; of all layers, [L, B, S, K, H]."""
 
     k: jax.Array
     v: jax.Array
 
 
-def empty_cache(config: ModelConfig, batch: int, length: int) -> KVCache:
-    """A zero cache for `length` positions; what is not yet written must be masked."""
+Caches = KVCache | tuple[KVCache, ...]
+"""Of all layers: stacked or, where layers are unrolled, one by one."""
+
+
+def empty_caches(config: ModelConfig, batch: int, length: int) -> Caches:
+    """Zero caches for `length` positions; what is not yet written must be masked."""
     d = config.decoder
-    shape = (d.depth, batch, length, d.num_kv_heads, d.head_dim)
-    return KVCache(*(jnp.zeros(shape, config.compute_dtype) for _ in range(2)))
+    shape = (batch, length, d.num_kv_heads, d.head_dim)
+
+    def zeros(*layers: int) -> KVCache:
+        return KVCache(*(jnp.zeros((*layers, *shape), config.compute_dtype) for _ in range(2)))
+
+    return tuple(zeros() for _ in range(d.depth)) if config.unroll_layers else zeros(d.depth)
 
 
 class RMSNorm(nn.Module):
@@ -71,12 +80,22 @@ class Context(NamedTuple):
       mask: bool [B, T, S], who sees whom in global layers.
       local_mask: likewise in local layers; the same where there are none.
       start: int [], where in the cache this call writes.
+      wanted: int [B, W], the positions whose output is asked for; None: all.
     """
 
     positions: jax.Array
     mask: jax.Array
     local_mask: jax.Array
     start: jax.Array | int
+    wanted: jax.Array | None = None
+
+    def of_wanted(self, x: jax.Array) -> jax.Array:
+        """[B, T, ...] -> [B, W, ...]: the rows that are asked for."""
+        if self.wanted is None:
+            return x
+        return jnp.take_along_axis(
+            x, self.wanted.reshape(*self.wanted.shape, *[1] * (x.ndim - 2)), 1
+        )
 
 
 class Attention(nn.Module):
@@ -105,9 +124,10 @@ class Attention(nn.Module):
             alike if d.query_key_similarity else None
         )
         w_out = Weight((n, h, d.width), n * h, name="attn_vec_einsum")()
+        asking = context.of_wanted(x)
         q, keys, values = (
-            adapt(self.config, name, x, project(x, w.transpose(1, 0, 2)))
-            for name, w in (("q", w_q), ("k", w_kv[0]), ("v", w_kv[1]))
+            adapt(self.config, name, inputs, project(inputs, w.transpose(1, 0, 2)))
+            for name, inputs, w in (("q", asking, w_q), ("k", x, w_kv[0]), ("v", x, w_kv[1]))
         )
         if d.qk_norm:
             q, keys = RMSNorm(name="_query_norm")(q), RMSNorm(name="_key_norm")(keys)
@@ -116,7 +136,7 @@ class Attention(nn.Module):
             local = rope_frequencies(h, d.local_rope_base)
             frequencies = jnp.where(is_global, frequencies, local)
             mask = jnp.where(is_global, mask, context.local_mask)
-        q = rope(q, context.positions, frequencies)
+        q = rope(q, context.of_wanted(context.positions), frequencies)
         keys = rope(keys, context.positions, frequencies)
         if cache is not None:
             keys = jax.lax.dynamic_update_slice_in_dim(cache.k, keys, context.start, axis=1)
@@ -126,7 +146,7 @@ class Attention(nn.Module):
             q,
             keys,
             values,
-            mask,
+            context.of_wanted(mask),
             scale=(d.query_scale or h) ** -0.5,
             softcap=d.attention_softcap,
             backend=self.config.attention,
@@ -147,21 +167,32 @@ class FeedForward(nn.Module):
         linear = self.param("linear", init(d.mlp_dim**-0.5), (d.mlp_dim, d.width))
         gate = adapt(config, "gate", x, project(x, gating[0]))
         up = adapt(config, "up", x, project(x, gating[1]))
-        y = {"gelu": nn.gelu, "silu": nn.silu}[d.activation](gate) * up
+        y = _gated(d.activation)(gate, up)
         return adapt(config, "down", y, project(y, linear))
 
 
+def _gated(activation: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """activation(gate) * up; the backward pass starts from gate and up and keeps nothing else."""
+    function = {"gelu": nn.gelu, "silu": nn.silu}[activation]
+    return jax.checkpoint(lambda gate, up: function(gate) * up)
+
+
 class DecoderBlock(nn.Module):
+    """One layer: [B, T, D] -> [B, W, D], of the positions that the context asks for."""
+
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, cache, is_global, context):
+    def __call__(
+        self, x: jax.Array, cache: KVCache | None, is_global: jax.Array, context: Context
+    ) -> tuple[jax.Array, KVCache | None]:
         d = self.config.decoder
         attention, mlp = Attention(self.config, name="attn"), FeedForward(self.config, name="mlp")
         y = RMSNorm(name="pre_attention_norm")(x)
         attended, cache = attention(y, cache, is_global, context)
+        x = context.of_wanted(x)
         if d.parallel_blocks:
-            return x + attended + mlp(y), cache
+            return x + attended + mlp(context.of_wanted(y)), cache
         if d.post_norms:
             attended = RMSNorm(name="post_attention_norm")(attended)
         x = x + attended
@@ -232,43 +263,57 @@ class Decoder(nn.Module):
     def setup(self):
         d = self.config.decoder
         self.embedder = Embedder(d.vocab_size, d.width, d.integer_rows)
-        stack = layer_stack(DecoderBlock, self.config, length=d.depth, in_axes=(0, 0, nn.broadcast))
-        self.layers = stack(self.config)
         self.final_norm = RMSNorm()
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int [B, T] -> [B, T, D] in the compute dtype."""
         return self.embedder.encode(tokens, jnp.dtype(self.config.compute_dtype))
 
+    @nn.compact
     def __call__(
         self,
         x: jax.Array,
         positions: jax.Array,
         mask: jax.Array,
+        *,
+        wanted: jax.Array | None = None,
         key_positions: jax.Array | None = None,
-        cache: KVCache | None = None,
+        caches: Caches | None = None,
         start: jax.Array | int = 0,
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> tuple[jax.Array, Caches | None]:
         """Runs the layers.
 
         Args:
           x: [B, T, D].
           positions: int [B, T], rotary position of each row.
           mask: bool [B, T, S]; S = T without a cache, the cache's length with one.
+          wanted: int [B, W], rows to return; None: all. An unrolled last layer computes these only.
           key_positions: int [B, S], of what is looked at; None: `positions`.
-          cache: keys and values so far; this call writes its own at `start`, which is 0 unless T
+          caches: keys and values so far; this call writes its own at `start`, which is 0 unless T
             is 1.
 
         Returns:
-          hidden states after the final norm [B, T, D], and the new cache.
+          hidden states after the final norm [B, T or W, D], and the new caches.
         """
         d = self.config.decoder
         keys = positions if key_positions is None else key_positions
         local_mask = mask if d.window is None else _within(d.window, mask, positions, keys)
-        is_global = jnp.array([d.is_global(layer) for layer in range(d.depth)])
+        is_global = np.array([d.is_global(layer) for layer in range(d.depth)])
         context = Context(positions, mask, local_mask, start)
-        x, cache = self.layers(x, cache, is_global, context)
-        return self.final_norm(x), cache
+        last = context._replace(wanted=wanted)
+        x, new_caches = run_layers(
+            self,
+            DecoderBlock,
+            "layers",
+            d.depth,
+            x,
+            per_layer=(caches, is_global),
+            shared=(context,),
+            last_shared=(last,),
+        )
+        if not self.config.unroll_layers:
+            x = last.of_wanted(x)
+        return self.final_norm(x), None if caches is None else new_caches
 
     def logits(self, x: jax.Array, rows: jax.Array | None = None) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., V or len(rows)], soft-capped."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vla_jax.models.attention import attend
 from vla_jax.models.linear import Dense, LayerNorm, project
 from vla_jax.models.presets import ModelConfig
-from vla_jax.models.stack import layer_stack
+from vla_jax.models.stack import run_layers
 
 
 class PatchEmbedding(nn.Module):
@@ -77,7 +77,8 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = nn.gelu(Dense((self.mlp_dim,), name="Dense_0")(x))
+        # The backward pass keeps what enters the activation and computes the rest again.
+        y = jax.checkpoint(nn.gelu)(Dense((self.mlp_dim,), name="Dense_0")(x))
         return Dense((x.shape[-1],), name="Dense_1")(y)
 
 
@@ -102,8 +103,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         vit = self.config.vit
-        block = layer_stack(EncoderBlock, self.config, length=vit.depth)
-        x, _ = block(self.config, name="encoderblock")(x)
+        x, _ = run_layers(self, EncoderBlock, "encoderblock", vit.depth, x)
         return LayerNorm(bias=vit.biases, name="encoder_norm")(x)
 
 

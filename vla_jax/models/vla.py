@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vla_jax.models.attention import prefix_lm_mask
-from vla_jax.models.decoder import Decoder, KVCache, empty_cache
+from vla_jax.models.decoder import Caches, Decoder, empty_caches
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vit import Vit, position_curves
 from vla_jax.types import Params
@@ -37,6 +37,7 @@ class Vla(nn.Module):
         attend_causal: jax.Array,
         valid: jax.Array,
         segment: jax.Array | None = None,
+        wanted: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """The training forward.
 
@@ -45,10 +46,11 @@ class Vla(nn.Module):
           tokens: int32 [B, T]; attend_causal, valid: bool [B, T].
           segment: int32 [B, T], for rows that pack several texts about the same images: 1, 2, ...
             in order. Each text sees the images and itself, as if it stood alone.
+          wanted: int32 [B, W], the text positions to return; None: all.
 
         Returns:
-          Hidden states of the text positions [B, T, D], before the logits; and the image tokens
-          [B, P, D].
+          Hidden states of the text positions [B, T or W, D], before the logits; and the image
+          tokens [B, P, D].
         """
         image_tokens = self.image_tokens(images)
         offset = image_tokens.shape[1]
@@ -66,8 +68,10 @@ class Vla(nn.Module):
         if segment is not None:
             segment = jnp.pad(segment, ((0, 0), (offset, 0)))  # 0: the images
             mask &= (segment[:, None] == segment[:, :, None]) | (segment[:, None] == 0)
-        hidden, _ = self.llm(x, positions, mask)
-        return hidden[:, offset:], image_tokens
+        if wanted is None:
+            wanted = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        hidden, _ = self.llm(x, positions, mask, wanted=offset + wanted)
+        return hidden, image_tokens
 
     def image_tokens(self, images: jax.Array) -> jax.Array:
         """uint8 [B, views, h, w, 3] -> [B, P, D], in the space of the word embeddings."""
@@ -87,16 +91,16 @@ class Vla(nn.Module):
 
     def prefill(
         self, images: jax.Array, tokens: jax.Array, valid: jax.Array, *, max_new_tokens: int
-    ) -> tuple[jax.Array, KVCache, jax.Array]:
+    ) -> tuple[jax.Array, Caches, jax.Array]:
         """Runs images and prompts [B, T] once.
 
         Returns:
-          hidden [B, D] of each row's last prompt token; the cache, with room for `max_new_tokens`;
+          hidden [B, D] of each row's last prompt token; the caches, with room for `max_new_tokens`;
           seen: bool [B, S], which cache positions hold something.
         """
         x, seen = self._sequence(self.image_tokens(images), tokens, valid)
         length = x.shape[1]
-        cache = empty_cache(self.config, x.shape[0], length + max_new_tokens)
+        caches = empty_caches(self.config, x.shape[0], length + max_new_tokens)
         positions = _positions(seen)
         last = length - 1 - jnp.argmax(seen[:, ::-1], axis=1)
         starts = jnp.arange(length) == length - tokens.shape[1]
@@ -104,29 +108,31 @@ class Vla(nn.Module):
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, max_new_tokens)))
         seen = jnp.pad(seen, ((0, 0), (0, max_new_tokens)))
         key_positions = jnp.pad(positions, ((0, 0), (0, max_new_tokens)))
-        hidden, cache = self.llm(x, positions, mask, key_positions, cache, 0)
-        assert cache is not None
-        return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], cache, seen
+        hidden, new_caches = self.llm(
+            x, positions, mask, wanted=last[:, None], key_positions=key_positions, caches=caches
+        )
+        assert new_caches is not None
+        return hidden[:, 0], new_caches, seen
 
     def decode_step(
-        self, tokens: jax.Array, cache: KVCache, seen: jax.Array, start: jax.Array
-    ) -> tuple[jax.Array, KVCache, jax.Array]:
+        self, tokens: jax.Array, caches: Caches, seen: jax.Array, start: jax.Array
+    ) -> tuple[jax.Array, Caches, jax.Array]:
         """One more token per row, int32 [B], written at cache position `start`.
 
-        Returns hidden [B, D], the cache and `seen` as `prefill` does.
+        Returns hidden [B, D], the caches and `seen` as `prefill` does.
         """
         seen = seen.at[:, start].set(True)
         positions = _positions(seen)
-        hidden, new_cache = self.llm(
+        hidden, new_caches = self.llm(
             self.llm.embed(tokens[:, None]),
             positions[:, -1:],
             seen[:, None],
-            positions,
-            cache,
-            start,
+            key_positions=positions,
+            caches=caches,
+            start=start,
         )
-        assert new_cache is not None
-        return hidden[:, 0], new_cache, seen
+        assert new_caches is not None
+        return hidden[:, 0], new_caches, seen
 
     def _mask(self, seen: jax.Array, causal: jax.Array, starts: jax.Array) -> jax.Array:
         """Who sees whom, bool [B, T, T]; `starts` marks the first position of each text."""

@@ -23,6 +23,11 @@ def answer_logits(
       logits float32 [B, K, V], target int32 [B, K], in_loss bool [B, K], and the image tokens
       [B, P, D].
     """
+    # A stable sort brings the positions with loss to the front, in order.
+    position = jnp.argsort(~batch["in_loss"], axis=1, stable=True)[:, :max_answer_tokens]
+    target = jnp.take_along_axis(batch["tokens"], position, axis=1)
+    in_loss = jnp.take_along_axis(batch["in_loss"], position, axis=1)
+    # The position before a token predicts it; the first answer token follows a prompt of >= 1.
     hidden, image_tokens = run_model(
         model,
         params,
@@ -31,14 +36,8 @@ def answer_logits(
         batch["attend_causal"],
         batch["valid"],
         batch.get("segment"),
+        jnp.maximum(position - 1, 0),
     )
-    # A stable sort brings the positions with loss to the front, in order.
-    position = jnp.argsort(~batch["in_loss"], axis=1, stable=True)[:, :max_answer_tokens]
-    target = jnp.take_along_axis(batch["tokens"], position, axis=1)
-    in_loss = jnp.take_along_axis(batch["in_loss"], position, axis=1)
-    # The position before a token predicts it; the first answer token follows a prompt of >= 1.
-    before = jnp.maximum(position - 1, 0)
-    hidden = jnp.take_along_axis(hidden, before[..., None], axis=1)
     logits = run_model(model, params, hidden, method="logits")
     return logits, target, in_loss, image_tokens
 
@@ -69,15 +68,16 @@ def answer_loss(
       numbers of loss tokens, so a mean of means is biased.
     """
     logits, target, in_loss, image_tokens = answer_logits(model, params, batch, max_answer_tokens)
+    target_logit = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    weight = in_loss.astype(jnp.float32)
+    # The target is the likeliest token if nothing is above it: a maximum is a quicker pass over the
+    # vocabulary than an argmax.
+    correct = (target_logit >= jnp.max(logits, axis=-1)) * weight
     if integer_smoothing:
         target_logit = _smoothed_target_logit(
-            model, logits, target, integer_smoothing, exact_integers
+            model, logits, target, target_logit, integer_smoothing, exact_integers
         )
-    else:
-        target_logit = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
     nats = jax.nn.logsumexp(logits, axis=-1) - target_logit
-    weight = in_loss.astype(jnp.float32)
-    correct = (jnp.argmax(logits, axis=-1) == target) * weight
     by_source = _sums_by_source(batch["source"], num_sources, nats * weight, correct, weight)
     loss = jnp.sum(by_source["loss"]) / jnp.maximum(jnp.sum(by_source["tokens"]), 1.0)
     if name_ids is not None:
@@ -123,7 +123,12 @@ def _sums_by_source(
 
 
 def _smoothed_target_logit(
-    model: Vla, logits: jax.Array, target: jax.Array, deviation: float, exact_integers: int
+    model: Vla,
+    logits: jax.Array,
+    target: jax.Array,
+    target_logit: jax.Array,
+    deviation: float,
+    exact_integers: int,
 ) -> jax.Array:
     """Expected logit [B, K] under the soft target: for integers a Gaussian round them."""
     rows = model.config.decoder.integer_rows
@@ -132,7 +137,6 @@ def _smoothed_target_logit(
             f"train.integer_smoothing needs integer rows, preset {model.config.preset!r} has none"
         )
     first, last = rows
-    exact = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
     weight = gaussian_target(target - first, last - first, deviation)
     soft = jnp.sum(weight * logits[..., first:last], axis=-1)
-    return jnp.where((target >= first + exact_integers) & (target < last), soft, exact)
+    return jnp.where((target >= first + exact_integers) & (target < last), soft, target_logit)
