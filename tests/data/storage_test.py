@@ -92,7 +92,9 @@ def test_braces_are_spelled_out():
 def test_missing_files_are_counted_and_named(place):
     storage.write_file(storage.join(place, "0"), b"x")
     names = [storage.join(place, name) for name in "0123"]
-    with pytest.raises(FileNotFoundError, match=r"'web': 3 of 4 files are missing, e\.g\. .*/1: co"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'web': 3 of 4 files are missing, e\.g\. .*/1: co"
+    ):
         storage.file_facts(names, where="data set 'web'")
     for read in (storage.read_file, lambda path: storage.read_range(path, 0, 1)):
         with pytest.raises(FileNotFoundError):
@@ -133,7 +135,9 @@ def test_passing_errors_are_tried_again(flaky, error, capsys):
     flaky.errors[:] = [error] * 3
     assert storage.read_range("flaky://b/file", 10, 20) == DATA[10:30]
     assert len(flaky.requests) == 4
-    assert [base / 2 <= pause <= base for base, pause in zip((0.5, 1, 2), flaky.pauses)] == [True] * 3
+    assert [base / 2 <= pause <= base for base, pause in zip((0.5, 1, 2), flaky.pauses)] == [
+        True
+    ] * 3
     flaky.errors[:] = [error]
     assert storage.read_file("flaky://b/file") == DATA
     told = capsys.readouterr().err.splitlines()

@@ -124,7 +124,12 @@ def test_other_layouts_of_the_shard(tmp_path):
                     info.name = name.replace("x" * 150, "x" * 70)
                 tar.addfile(info, io.BytesIO(data))
         source = WebDatasetSource("web", path)
-        assert [source.read(i).answer for i in range(len(source))] == ["one", "two", "three", "four"]
+        assert [source.read(i).answer for i in range(len(source))] == [
+            "one",
+            "two",
+            "three",
+            "four",
+        ]
         assert [source.read(i).images[0] for i in range(4)] == [
             encoded(1), encoded(2, "JPEG"), encoded(3, "WEBP"), encoded(4, "JPEG"),
         ]  # fmt: skip
@@ -227,7 +232,9 @@ def test_samples_that_lack_something_are_left_out_and_counted(tmp_path, capsys):
     _write(tmp_path, samples)
     source = WebDatasetSource("web", tmp_path)
     left = [n for n in range(SHARDS * PER_SHARD) if n not in (2, 6, 9)]
-    assert [source.read(i).answer for i in range(len(source))] == [f"a dög number {n}" for n in left]
+    assert [source.read(i).answer for i in range(len(source))] == [
+        f"a dög number {n}" for n in left
+    ]
     assert capsys.readouterr().err == (
         "web: 3 of 15 samples cannot be used and are left out: "
         "1 have no image (jpg, jpeg, png, webp), 2 have no .txt\n"
