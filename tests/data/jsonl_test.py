@@ -121,13 +121,13 @@ def test_missing_or_empty_files_are_named(tmp_path):
     [
         ('{"image": ', r"is not JSON \(.*repair or drop"),
         ("7", "is a JSON int, not an object"),
-        (json.dumps({"image": "images/0.png", "prefix": "p"}), "has no field 'suffix'.* image, prefix"),
+        (json.dumps({"image": "images/0.png", "prefix": "p"}), "no field 'suffix'.* image, prefix"),
         (json.dumps({**_record(0), "prefix": " "}), "has an empty prefix: fill it in"),
         (json.dumps({**_record(0), "suffix": ""}), "has an empty suffix"),
         (json.dumps({**_record(0), "suffix": True}), "field 'suffix' holds True, which is no text"),
-        (json.dumps({**_record(0), "image": "x.png"}), r"its image .*/x\.png is not there.*image_root"),
+        (json.dumps({**_record(0), "image": "x.png"}), r"image .*/x\.png is not there.*image_root"),
         (json.dumps({**_record(0), "image": "empty.png"}), r"its image .*/empty\.png is empty"),
-        (json.dumps({**_record(0), "image": ["a", "b"]}), r"image holds \['a', 'b'\], not one path"),
+        (json.dumps({**_record(0), "image": ["a", "b"]}), r"holds \['a', 'b'\], not one path"),
         (json.dumps({"file": "a", "suffix": "b", "prefix": "c"}), "no field 'image'.*file, suffix"),
     ],
 )  # fmt: skip

@@ -85,7 +85,9 @@ def test_patterns(place):
 def test_braces_are_spelled_out():
     assert storage.list_files("/none/{8..11}") == [f"/none/{n}" for n in (8, 9, 10, 11)]
     assert storage.list_files("/none/{098..100}") == [f"/none/{n}" for n in ("098", "099", "100")]
-    assert storage.list_files("/none/{a,b}{0..1}") == [f"/none/{n}" for n in "a0 a1 b0 b1".split()]
+    assert storage.list_files("/none/{a,b}{0..1}") == [
+        f"/none/{n}" for n in ("a0", "a1", "b0", "b1")
+    ]
     assert storage.list_files("/none/{a}") == ["/none/{a}"]
 
 

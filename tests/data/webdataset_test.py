@@ -252,7 +252,7 @@ def test_shards_without_a_usable_sample(tmp_path):
             WebDatasetSource("web", tmp_path)
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
-    with pytest.raises(ValueError, match="0 of 0 samples.*begins with nothing"):
+    with pytest.raises(ValueError, match=r"0 of 0 samples.*begins with nothing"):
         WebDatasetSource("web", tmp_path / "empty.tar")
 
 
@@ -260,7 +260,8 @@ def test_a_truncated_shard_is_named(tmp_path):
     _write(tmp_path)
     path = tmp_path / "00000.tar"
     whole = path.read_bytes()
-    members = tarfile.open(fileobj=io.BytesIO(whole)).getmembers()
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
     last = members[-1]
     for size in (
         0, 300, members[3].offset_data + 5, last.offset, last.offset + 100, last.offset_data,
@@ -292,10 +293,10 @@ def test_a_shard_cut_off_after_the_opening_is_named(tmp_path):
         ({"txt": b"\xff\xfe"}, r"its \.txt is not UTF-8"),
         ({"json": b"{"}, r"its \.json is not JSON \(.*repair"),
         ({"json": b"[1]"}, r"its \.json is a JSON list, not an object"),
-        ({"json": b'{"a": 1, "b": 2}'}, r"its \.json has no field 'caption': at 'caption' there is a, b"),
+        ({"json": b'{"a": 1, "b": 2}'}, r"its \.json has no field 'caption'.* there is a, b"),
         ({"json": b'{"caption": null}'}, "it has an empty caption"),
         ({"json": b'{"caption": []}'}, "it has an empty caption"),
-        ({"json": b'{"caption": {"a": 1}}'}, r"its \.json: field 'caption' holds .*which is no text"),
+        ({"json": b'{"caption": {"a": 1}}'}, r"its \.json: .*holds .*which is no text"),
     ],
     ids=str,
 )  # fmt: skip

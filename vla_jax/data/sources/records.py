@@ -187,7 +187,9 @@ def find_feature(features: Any, path: str, *, where: str) -> Any:
         if isinstance(node, (tfds.features.Dataset, tfds.features.Sequence)):
             node = node.feature
         if not isinstance(node, tfds.features.FeaturesDict) or part not in node:
-            there = list(node) if isinstance(node, tfds.features.FeaturesDict) else "no such level"
+            there = (
+                sorted(node) if isinstance(node, tfds.features.FeaturesDict) else "no such level"
+            )
             raise ValueError(
                 f"{where} has no feature {path!r}: at {part!r} there is {there}; "
                 "describe the data set with another layout"
