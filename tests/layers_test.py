@@ -44,6 +44,7 @@ LAYERS = {
 OWNERS = {
     "tensorflow": "data",
     "tensorflow_datasets": "data",
+    "fsspec": "data",
     "flax": "models",
     "orbax": "checkpoints",
     "mujoco": "envs",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.data.examples import episodes, rows
 from vla_jax.actions.spec import ActionSpec, end_effector_spec
 from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.data import storage
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.tfds_writer import write_episodes, write_image_text
 from vla_jax.text.vocabulary import Vocabulary
@@ -47,3 +52,54 @@ def web_data(tmp_path_factory) -> Path:
         {"train": rows("train", 40), "test": rows("test", 5)}, path, name="web", description=""
     )
     return path
+
+
+class FlakyStore(MemoryFileSystem):
+    """flaky://: files in memory; each request takes the next error of `errors`, if there is one."""
+
+    protocol = "flaky"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+    errors: ClassVar[list[Exception]] = []
+    requests: ClassVar[list[tuple]] = []
+    pauses: ClassVar[list[float]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("flaky://", "memory://"))
+
+    def _request(self, *what):
+        self.requests.append(what)
+        if self.errors:
+            raise self.errors.pop(0)
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        self._request("cat", path, start, end)
+        return super().cat_file(path, start=start, end=end, **kwargs)
+
+    def info(self, path, **kwargs):
+        self._request("info", path)
+        return super().info(path, **kwargs)
+
+
+@pytest.fixture
+def flaky(monkeypatch) -> type[FlakyStore]:
+    """An empty flaky:// store; pauses between tries are counted in `pauses`, not slept."""
+    fsspec.register_implementation("flaky", FlakyStore, clobber=True)
+    FlakyStore.store.clear()
+    FlakyStore.pseudo_dirs[:] = [""]
+    FlakyStore.errors.clear()
+    FlakyStore.requests.clear()
+    FlakyStore.pauses.clear()
+    monkeypatch.setattr(storage.time, "sleep", FlakyStore.pauses.append)
+    monkeypatch.setattr(storage, "_told", set())
+    return FlakyStore
+
+
+@pytest.fixture
+def memory() -> Iterator[MemoryFileSystem]:
+    """An empty memory:// store."""
+    system = fsspec.filesystem("memory")
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]

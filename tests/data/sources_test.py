@@ -11,11 +11,13 @@ import tensorflow_datasets as tfds
 
 from tests.data.examples import LENGTHS, encoded, episode, episodes, pixels, rows
 from vla_jax.actions.spec import end_effector_spec
+from vla_jax.data import storage
 from vla_jax.data.sources.episodes import EpisodeLayout, EpisodeSource
 from vla_jax.data.sources.image_text import ImageTextSource
 from vla_jax.data.sources.records import RecordFiles
+from vla_jax.data.sources.texts import TextLayout
 from vla_jax.data.tfds_writer import write_episodes
-from vla_jax.text.prompts import robot_prompt
+from vla_jax.text.prompts import CAPTION_TEMPLATE, QUESTION_TEMPLATE, robot_prompt
 
 
 def _steps_by_tfds(path, split):
@@ -127,6 +129,20 @@ def test_the_index_of_read_only_data_goes_to_the_cache_directory(robot_data, tmp
     assert not list(data.glob(".index-*"))
 
 
+def _write_by_tfds(path, features, examples):
+    path.mkdir(parents=True)
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            path.parent.name, tfds.core.Version(path.name), path, ""
+        ),
+        features=features,
+    )
+    writer = tfds.core.SequentialWriter(info, 10)
+    writer.initialize_splits(["train"])
+    writer.add_examples({"train": examples})
+    writer.close_all()
+
+
 def test_another_layout_reads_another_robots_data(tmp_path, spec):
     """Several cameras, an action in parts, an instruction in the observation."""
     path = tmp_path / "arm/0.1.0"
@@ -156,15 +172,7 @@ def test_another_layout_reads_another_robots_data(tmp_path, spec):
         }
         for t in range(3)
     ]  # fmt: skip
-    path.mkdir(parents=True)
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.dataset_info.DatasetIdentity("arm", tfds.core.Version("0.1.0"), path, ""),
-        features=features,
-    )
-    writer = tfds.core.SequentialWriter(info, 10)
-    writer.initialize_splits(["train"])
-    writer.add_examples({"train": [{"steps": steps}]})
-    writer.close_all()
+    _write_by_tfds(path, features, [{"steps": steps}])
 
     def convert(parts):
         move, opened = parts["steps/action/world_vector"], parts["steps/action/open"]
@@ -296,3 +304,116 @@ def test_a_damaged_record_is_named(tmp_path, robot_data):
     damaged.parse(0)
     with pytest.raises(ValueError, match=f"'robot', {file} record 1 "):
         damaged.parse(1)
+
+
+@pytest.fixture(scope="module")
+def foreign_data(tmp_path_factory):
+    """Captions as coco_captions has them, questions as VQAv2 has them, and more, as TFRecord."""
+    path = tmp_path_factory.mktemp("foreign") / "mixed/1.0.0"
+    text = tfds.features.Text()
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+            "captions": tfds.features.Sequence({"id": np.int64, "text": text}),
+            "question": text,
+            "answers": tfds.features.Sequence({"answer": text, "answer_confidence": text}),
+            "plain": tfds.features.Sequence(text),
+            "nested": tfds.features.Sequence({"inner": tfds.features.Sequence(text)}),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        }
+    )
+    examples = [
+        {
+            "image": encoded(i, "JPEG"),
+            "captions": [{"id": k, "text": f"Bär {i}.{k}"} for k in range(5)],
+            "question": f"what is {i}?",
+            "answers": [{"answer": f"{i}-{k}", "answer_confidence": "yes"} for k in range(10)],
+            "plain": [] if i == 3 else ["one", "two"],
+            "nested": [{"inner": ["a"]}],
+            "label": 1,
+        }
+        for i in range(20)
+    ]
+    _write_by_tfds(path, features, examples)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("texts", "question", "answers"),
+    [
+        (
+            TextLayout(CAPTION_TEMPLATE, "captions/text", language="english"),
+            lambda row: "Q: caption in english A:",
+            lambda row: row["captions"]["text"],
+        ),
+        (
+            TextLayout(QUESTION_TEMPLATE, "answers/answer"),
+            lambda row: f"Q: {row['question'].decode()} A:",
+            lambda row: row["answers"]["answer"],
+        ),
+    ],
+    ids=["coco_captions", "vqa_v2"],
+)
+def test_other_feature_names_equal_what_tfds_reads(foreign_data, texts, question, answers):
+    source = ImageTextSource("web", foreign_data, texts=texts)
+    rows_by_tfds = list(
+        tfds.as_numpy(tfds.builder_from_directory(foreign_data).as_dataset("train"))
+    )
+    assert len(source) == len(rows_by_tfds) == 20
+    drawn = set()
+    for index, row in enumerate(rows_by_tfds):
+        example, candidates = source.read(index), [a.decode() for a in answers(row)]
+        assert example.images == (encoded(index, "JPEG"),)
+        assert example.prompt == question(row)
+        assert example.answer in candidates and example == source.read(index)
+        drawn.add(candidates.index(example.answer))
+    assert len(drawn) >= len(candidates) - 3
+
+
+def test_wrong_feature_names_are_named(foreign_data):
+    def texts(answer):
+        return TextLayout("what?", answer)
+
+    source = ImageTextSource("web", foreign_data, texts=texts("plain"))
+    assert source.read(2).answer in ("one", "two")
+    with pytest.raises(ValueError, match=r"'web'.*record 3 has an empty plain: fill it in or drop"):
+        source.read(3)
+    with pytest.raises(ValueError, match=r"'web'.*no feature 'task'"):
+        source.texts(0)
+    with pytest.raises(ValueError, match=r"'web'.*no feature 'answer': at 'answer'.*captions"):
+        ImageTextSource("web", foreign_data, texts=texts("answer"))
+    with pytest.raises(ValueError, match=r"no feature 'captions/txt': at 'txt'.*'id', 'text'"):
+        ImageTextSource("web", foreign_data, texts=texts("captions/txt"))
+    for key in ("label", "captions", "captions/id", "nested/inner", "image"):
+        with pytest.raises(ValueError, match=f"feature {key} is neither a text nor one list of"):
+            ImageTextSource("web", foreign_data, texts=texts(key))
+    with pytest.raises(ValueError, match="feature question is Text of shape"):
+        ImageTextSource("web", foreign_data, image="question", texts=texts("question"))
+
+
+def _upload(directory, place):
+    for file in directory.glob("[!.]*"):
+        storage.write_file(storage.join(place, file.name), file.read_bytes())
+
+
+def test_tfrecords_in_a_store_equal_those_on_disk(foreign_data, robot_data, flaky):
+    texts = TextLayout(QUESTION_TEMPLATE, "answers/answer")
+    _upload(foreign_data, "flaky://b/mixed/1.0.0")
+    flaky.errors[:] = [TimeoutError("slow")] * 3
+    remote = ImageTextSource("web", "flaky://b/mixed/1.0.0", texts=texts)
+    local = ImageTextSource("web", foreign_data, texts=texts)
+    flaky.errors[:] = [TimeoutError("slow")] * 3
+    assert [remote.read(i) for i in range(20)] == [local.read(i) for i in range(20)]
+
+    _upload(robot_data, "flaky://b/robot/1.0.0")
+    if "array_record" in next(robot_data.glob("*train*")).name:
+        with pytest.raises(ValueError, match=r"'robot' in flaky://.*local disk.*convert_format"):
+            EpisodeSource("robot", "flaky://b/robot/1.0.0")
+    else:
+        remote, local = EpisodeSource("r", "flaky://b/robot/1.0.0"), EpisodeSource("r", robot_data)
+        assert len(remote) == len(local) == 13 and remote.action_spec == local.action_spec
+        for index in range(13):
+            assert remote.read(index).images == local.read(index).images
+            np.testing.assert_array_equal(remote.read(index).action, local.read(index).action)
+    with pytest.raises(FileNotFoundError, match=r"flaky://b/none has no dataset_info\.json"):
+        ImageTextSource("web", "flaky://b/none")

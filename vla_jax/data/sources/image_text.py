@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 
-from vla_jax.data.sources.records import RecordFiles, find_feature, require_image
+from vla_jax.data.sources.records import RecordFiles, find_feature, require_image, require_text
+from vla_jax.data.sources.texts import TextLayout
 from vla_jax.types import Example
 
-TEXTS = ("prompt", "answer", "task", "language")
+LABELS = ("task", "language")
+
+PROMPT_AND_ANSWER = TextLayout("{prompt}", "answer")
 
 
 class ImageTextSource:
-    """A TFDS data set with features image, prompt, answer, task, language.
+    """A TFDS data set with an image and texts.
+
+    As it comes it reads what this project writes: features image, prompt, answer, task, language.
+    Others, by example:
+
+        coco_captions: TextLayout(CAPTION_TEMPLATE, "captions/text", language="english")
+        VQAv2: TextLayout(QUESTION_TEMPLATE, "answers/answer")
 
     Args:
       name: for messages.
       path: the data set's directory.
       split: its split.
+      image: feature with the encoded image.
+      texts: which text features, or lists of them, make the prompt and the answer.
 
     Raises:
       FileNotFoundError: no such data set.
@@ -25,32 +36,47 @@ class ImageTextSource:
 
     action_spec = None
 
-    def __init__(self, name: str, path: str | os.PathLike[str], split: str = "train"):
+    def __init__(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        split: str = "train",
+        *,
+        image: str = "image",
+        texts: TextLayout = PROMPT_AND_ANSWER,
+    ):
         self.name = name
         self._records = RecordFiles(name, path, split)
-        where = f"data set {name!r} ({path})"
-        require_image(self._records.info.features, "image", where=where)
-        for key in TEXTS:
-            find_feature(self._records.info.features, key, where=where)
+        self._image, self._texts = image, texts
+        features, where = self._records.info.features, f"data set {name!r} ({path})"
+        require_image(features, image, where=where)
+        for key in texts.fields:
+            require_text(features, key, where=where)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def read(self, index: int) -> Example:
         features = self._records.parse(index)
-        prompt, answer = (
-            features[key].bytes_list.value[0].decode() for key in ("prompt", "answer")
-        )
-        if not prompt.strip() or not answer:
-            empty = "answer" if prompt.strip() else "prompt"
-            raise ValueError(
-                f"{self._records.where(index)} has an empty {empty}: fill it in or drop the record"
-            )
-        return Example(
-            images=(features["image"].bytes_list.value[0],), prompt=prompt, answer=answer
-        )
+        where = self._records.where(index)
+
+        def find(field: str) -> list[str]:
+            return [text.decode() for text in features[field].bytes_list.value]
+
+        prompt, answer = self._texts.read(find, index, where=where)
+        images = features[self._image].bytes_list.value
+        if not images or not images[0]:
+            raise ValueError(f"{where} has no image in {self._image}: drop the record")
+        return Example(images=(images[0],), prompt=prompt, answer=answer)
 
     def texts(self, index: int) -> dict[str, str]:
-        """prompt, answer, task and language of record `index`."""
-        features = self._records.parse(index)
-        return {key: features[key].bytes_list.value[0].decode() for key in TEXTS}
+        """prompt, answer, task and language of record `index`.
+
+        Raises ValueError if the data set has no features task and language.
+        """
+        where = f"data set {self.name!r} ({self._records.path})"
+        for key in LABELS:
+            find_feature(self._records.info.features, key, where=where)
+        example, features = self.read(index), self._records.parse(index)
+        labels = {key: features[key].bytes_list.value[0].decode() for key in LABELS}
+        return {"prompt": example.prompt, "answer": example.answer or "", **labels}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import bisect
 import json
 import os
-import pathlib
 import struct
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -17,7 +17,9 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from google.protobuf.message import DecodeError
 
+from vla_jax.data import storage
 from vla_jax.data.sources import index_files
+from vla_jax.data.storage import FileFacts
 
 # A TFRecord is: length uint64, its checksum uint32, the bytes, their checksum uint32.
 _HEADER, _FOOTER = 12, 4
@@ -28,7 +30,8 @@ class RecordFiles:
 
     Args:
       name: the data set's name, for messages.
-      path: directory with `dataset_info.json` and `features.json`.
+      path: directory with `dataset_info.json` and `features.json`; in a store, too, if the
+        records are in TFRecord files.
       split: its split, e.g. "train".
 
     Raises:
@@ -37,7 +40,7 @@ class RecordFiles:
     """
 
     def __init__(self, name: str, path: str | os.PathLike[str], split: str):
-        self.name, self.path, self.split = name, pathlib.Path(path), split
+        self.name, self.path, self.split = name, os.fspath(path), split
         self.info = _dataset_info(name, self.path)
         if split not in self.info.splits:
             raise ValueError(
@@ -45,13 +48,8 @@ class RecordFiles:
                 f"it has {', '.join(sorted(self.info.splits))}"
             )
         shards = self.info.splits[split]
-        self.files = [pathlib.Path(os.fspath(f)) for f in shards.filepaths]
-        missing = [f for f in self.files if not f.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"data set {name!r}: {len(missing)} of {len(self.files)} files are missing, e.g. "
-                f"{missing[0]}: copy or write the data set again"
-            )
+        names = [storage.join(self.path, filename) for filename in sorted(shards.filenames)]
+        self.files = storage.file_facts(names, where=f"data set {name!r}")
         self._starts = [0, *np.cumsum(shards.shard_lengths).tolist()]
         self._shards = self._open(list(shards.shard_lengths))
 
@@ -61,15 +59,15 @@ class RecordFiles:
     @property
     def metadata(self) -> dict[str, Any]:
         """What the writer stored in `metadata.json`; {} if nothing."""
-        path = self.path / "metadata.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path = storage.join(self.path, "metadata.json")
+        return json.loads(storage.read_file(path)) if storage.exists(path) else {}
 
     def read(self, index: int) -> bytes:
         """Raises ValueError, naming file and record, if it cannot be read."""
         shard, number = self._place(index)
         try:
             return self._shards.read(shard, number)
-        except (ValueError, IndexError, RuntimeError, OSError) as e:
+        except (ValueError, IndexError, RuntimeError, EOFError, OSError) as e:
             raise ValueError(f"{self.where(index)} cannot be read: {e}") from e
 
     def parse(self, index: int) -> Mapping[str, Any]:
@@ -87,7 +85,7 @@ class RecordFiles:
     def where(self, index: int) -> str:
         """`data set 'demo', /data/demo/demo-train.array_record-00003 record 17`."""
         shard, number = self._place(index)
-        return f"data set {self.name!r}, {self.files[shard]} record {number}"
+        return f"data set {self.name!r}, {self.files[shard].path} record {number}"
 
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -97,6 +95,12 @@ class RecordFiles:
 
     def _open(self, lengths: list[int]) -> _Shards:
         kind = self.info.file_format.value if self.info.file_format else "unknown"
+        if kind == "array_record" and storage.is_remote(self.path):
+            raise ValueError(
+                f"data set {self.name!r} in {self.path}: ArrayRecord files are read from a local "
+                "disk only: copy the data set there, or make it tfrecord with "
+                "`tfds convert_format`"
+            )
         if kind == "array_record":
             return _ArrayRecords(self.name, self.files, lengths)
         if kind == "tfrecord":
@@ -114,7 +118,7 @@ class _Shards(Protocol):
 class _ArrayRecords:
     """Readers are opened at first use and kept."""
 
-    def __init__(self, name: str, files: Sequence[pathlib.Path], lengths: Sequence[int]):
+    def __init__(self, name: str, files: Sequence[FileFacts], lengths: Sequence[int]):
         self._name, self._files, self._lengths = name, files, lengths
         self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
@@ -127,7 +131,7 @@ class _ArrayRecords:
 
     def _open(self, shard: int) -> Any:
         reader = array_record_module.ArrayRecordReader(
-            str(self._files[shard]), "readahead_buffer_size:0,max_parallelism:0"
+            self._files[shard].path, "readahead_buffer_size:0,max_parallelism:0"
         )
         if reader.num_records() != self._lengths[shard]:
             raise ValueError(
@@ -141,26 +145,21 @@ class _ArrayRecords:
 class _TfRecords:
     """Random access by a table of byte offsets."""
 
-    def __init__(self, name: str, files: Sequence[pathlib.Path], lengths: Sequence[int]):
+    def __init__(self, name: str, files: Sequence[FileFacts], lengths: Sequence[int]):
         self._name, self._files, self._lengths = name, files, lengths
         self._first = [0, *np.cumsum(lengths).tolist()]
         self._spans = index_files.load_or_build(files, "tfrecord spans", self._scan)
 
     def read(self, shard: int, number: int) -> bytes:
         offset, length = self._spans[self._first[shard] + number].tolist()
-        with open(self._files[shard], "rb") as file:
-            file.seek(offset)
-            data = file.read(length)
-        if len(data) != length:
-            raise ValueError(f"the file ends {length - len(data)} bytes too early")
-        return data
+        return storage.read_range(self._files[shard].path, offset, length)
 
     def _scan(self) -> np.ndarray:
         """int64 [records, 2]: offset and length of each record's bytes, from the headers alone."""
         spans = []
-        for path, count in zip(self._files, self._lengths):
-            size, position, found = path.stat().st_size, 0, 0
-            with open(path, "rb") as file:
+        for facts, count in zip(self._files, self._lengths):
+            path, size, position, found = facts.path, facts.size, 0, 0
+            with storage.open_file(facts) as file:
                 while position + _HEADER <= size:
                     file.seek(position)
                     (length,) = struct.unpack("<Q", file.read(8))
@@ -188,7 +187,9 @@ def find_feature(features: Any, path: str, *, where: str) -> Any:
         if isinstance(node, (tfds.features.Dataset, tfds.features.Sequence)):
             node = node.feature
         if not isinstance(node, tfds.features.FeaturesDict) or part not in node:
-            there = list(node) if isinstance(node, tfds.features.FeaturesDict) else "no such level"
+            there = (
+                sorted(node) if isinstance(node, tfds.features.FeaturesDict) else "no such level"
+            )
             raise ValueError(
                 f"{where} has no feature {path!r}: at {part!r} there is {there}; "
                 "describe the data set with another layout"
@@ -209,14 +210,39 @@ def require_image(features: Any, path: str, *, where: str) -> None:
         )
 
 
-def _dataset_info(name: str, path: pathlib.Path) -> tfds.core.DatasetInfo:
-    if not (path / "dataset_info.json").is_file():
+def require_text(features: Any, path: str, *, where: str) -> None:
+    """Raises ValueError unless there is a text, or one list of texts, at `path`."""
+    feature: Any = find_feature(features, path, where=where)
+    parts = path.split("/")
+    on_the_way = ["/".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    lists = [p for p in on_the_way if _is_list(find_feature(features, p, where=where))]
+    inner = feature.feature if _is_list(feature) else feature
+    if len(lists) > 1 or not isinstance(inner, tfds.features.Text):
+        raise ValueError(
+            f"{where}: feature {path} is neither a text nor one list of texts but {feature}: name "
+            "a text feature"
+        )
+
+
+def _is_list(feature: Any) -> bool:
+    return isinstance(feature, (tfds.features.Dataset, tfds.features.Sequence))
+
+
+def _dataset_info(name: str, path: str) -> tfds.core.DatasetInfo:
+    if not storage.exists(storage.join(path, "dataset_info.json")):
         raise FileNotFoundError(
             f"data set {name!r}: {path} has no dataset_info.json. Give the directory of one "
             "version of a TFDS data set (.../name/1.0.0), or write one with "
             "python -m vla_jax.data.write"
         )
-    try:
-        return tfds.builder_from_directory(path).info
-    except Exception as e:  # tfds raises many kinds for a malformed directory
-        raise ValueError(f"data set {name!r} in {path} cannot be opened by tfds: {e}") from e
+    with tempfile.TemporaryDirectory() as copy:
+        if storage.is_remote(path):
+            # tfds knows fewer stores than `storage`, but all it needs are the small files.
+            for kind in ("json", "txt"):
+                for file in storage.list_files(storage.join(path, f"*.{kind}")):
+                    data = storage.read_file(file)
+                    storage.write_file(storage.join(copy, file.rpartition("/")[2]), data)
+        try:
+            return tfds.builder_from_directory(copy if storage.is_remote(path) else path).info
+        except Exception as e:  # tfds raises many kinds for a malformed directory
+            raise ValueError(f"data set {name!r} in {path} cannot be opened by tfds: {e}") from e
