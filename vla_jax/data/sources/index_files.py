@@ -17,7 +17,7 @@ _FORMAT = 1
 def load_or_build(
     files: Sequence[pathlib.Path], what: str, build: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """The table `build()` makes from `files`, from disk if it was made before.
+    """The table `build()` makes from `files`, mapped from disk if it was made before.
 
     It is kept as `.index-....npy` beside the first file or, if that directory is read-only, under
     `$XDG_CACHE_HOME/vla_jax` (`~/.cache/vla_jax`). Its name holds a hash of `what` and of the
@@ -29,7 +29,7 @@ def load_or_build(
     places = [files[0].parent, _cache_directory()]
     for place in places:
         try:
-            return np.load(place / f".index-{digest}.npy", allow_pickle=False)
+            return np.load(place / f".index-{digest}.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             continue
     table = build()
