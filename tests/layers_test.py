@@ -42,6 +42,8 @@ LAYERS = {
 
 # Third-party package -> the only part that may import it.
 OWNERS = {
+    "av": "data",
+    "pyarrow": "data",
     "tensorflow": "data",
     "tensorflow_datasets": "data",
     "fsspec": "data",

@@ -101,11 +101,14 @@ def test_soft_integer_targets_equal_numpy():
     first, last = model.config.decoder.integer_rows
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 4096)), jnp.float32)
     target = jnp.array([[first + 10, 3000]])
-    got = _smoothed_target_logit(model, logits, target, 2.0, 2)
+    exact = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    got = _smoothed_target_logit(model, logits, target, exact, 2.0, 2)
     weight = np.exp(-0.5 * ((np.arange(last - first) - 10) / 2.0) ** 2)
     want = np.asarray(logits[0, 0, first:last]) @ (weight / weight.sum())
     np.testing.assert_allclose(got[0], [want, logits[0, 1, 3000]], rtol=1e-5)
-    level = _smoothed_target_logit(model, logits, target * 0 + first + 1, 2.0, 2)  # a level of 2
+    target = target * 0 + first + 1  # a level of 2
+    exact = logits[..., first + 1]
+    level = _smoothed_target_logit(model, logits, target, exact, 2.0, 2)
     np.testing.assert_allclose(level[0], logits[0, :, first + 1], rtol=1e-6)
 
 

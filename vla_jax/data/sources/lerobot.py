@@ -1,0 +1,295 @@
+"""Robot episodes in LeRobot form: numbers in Parquet files, pictures there or in videos."""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import os
+import pathlib
+import sys
+import threading
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vla_jax.actions.spec import ActionSpec
+from vla_jax.data import storage
+from vla_jax.data.sources import index_files
+from vla_jax.data.sources.lerobot_meta import SPEC_FILE, LeRobotMeta, read_parquet
+from vla_jax.data.sources.video import VideoFrames
+from vla_jax.text.prompts import robot_prompt
+from vla_jax.types import Example
+
+_NUMBERS = ("episode_index", "frame_index", "task_index", "timestamp")
+
+
+class LeRobotSource:
+    """Every step of every episode is one record. Reads versions 2.0, 2.1 and 3.0.
+
+    A table of all steps' actions is built at the first opening and mapped into memory, see
+    `index_files`. Pictures are read when asked for: from videos through decoders that stay open,
+    from Parquet files by row group.
+
+    Args:
+      name: for messages.
+      path: the data set's directory, that which holds `meta`.
+      split: one of `splits` in its `meta/info.json`.
+      cameras: image or video features, one per view, in the model's order. Empty: the only one.
+      action: the feature that holds the actions.
+      spec: what the actions mean. None: as the data set's own `meta/action_spec.json` says.
+      expected_spec: of the checkpoint or config; another one in the data set is refused.
+      chunk: C, actions of a record: that of its step and those that follow.
+      video_cache: decoders kept open; a few MiB each, for 640 x 480 pixels.
+      cache_mib: memory for row groups of pictures; those read last are kept.
+
+    Raises:
+      FileNotFoundError: no such data set, or a file of it is missing.
+      ValueError: another version, no such split, camera or action feature, no ActionSpec or another
+        one than expected, a damaged file.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        split: str = "train",
+        *,
+        cameras: tuple[str, ...] = (),
+        action: str = "action",
+        spec: ActionSpec | None = None,
+        expected_spec: ActionSpec | None = None,
+        chunk: int = 1,
+        video_cache: int = 16,
+        cache_mib: int = 256,
+    ):
+        self.name = name
+        self._meta = LeRobotMeta(name, pathlib.Path(path))
+        self._cameras = self._meta.choose_cameras(cameras)
+        self._action, self._chunk = action, chunk
+        self.action_spec = self._find_spec(spec)
+        if expected_spec is not None:
+            expected_spec.require_same(self.action_spec, here="this run", there=self._meta.where)
+        self._tasks = self._meta.tasks()
+        self._episodes = self._meta.episodes(split, self._cameras)
+        self._starts = [0, *np.cumsum([e.length for e in self._episodes]).tolist()]
+        self._files = list(dict.fromkeys(e.data for e in self._episodes))
+        self._require_files()
+        self._steps = self._load_steps(split)
+        self._videos = VideoFrames(self._meta.fps, video_cache)
+        self._row_groups = _RowGroups(self._meta.where, cache_mib)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self._episodes)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Record -> (the episode's number in the data set, step)."""
+        position, step = self._place(index)
+        return self._episodes[position].index, step
+
+    def read(self, index: int) -> Example:
+        """Step `index`; its action is [C, A].
+
+        A view is uint8 RGB [h, w, 3] if it comes from a video, else the encoded bytes that are
+        stored. After the episode's last action that one is repeated, and `action_valid` is False.
+
+        Raises ValueError naming data set, episode, step and file if it cannot be used.
+        """
+        position, step = self._place(index)
+        episode = self._episodes[position]
+        try:
+            images = tuple(
+                self._image(camera, episode.videos[view], index)
+                for view, camera in enumerate(self._cameras)
+            )
+            prompt = self._prompt(int(self._steps["task_index"][index]))
+        except ValueError as e:
+            raise ValueError(f"{self._meta.where} episode {episode.index} step {step}: {e}") from e
+        steps = step + np.arange(self._chunk)
+        last = episode.length - 1
+        rows = self._starts[position] + np.minimum(steps, last)
+        actions = np.array(self._steps["action"][rows])
+        bad = np.flatnonzero(~np.isfinite(actions).all(axis=1))
+        if len(bad):
+            at = f"{self._meta.where} episode {episode.index} step {min(step + bad[0], last)}"
+            self.action_spec.validate(actions[bad[0]], where=f"{at} (repair or drop the episode)")
+        valid = None
+        if steps[-1] > last:
+            valid = np.broadcast_to((steps <= last)[:, None], actions.shape)
+        return Example(images=images, prompt=prompt, action=actions, action_valid=valid)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"step {index} of data set {self.name!r}, which has {len(self)}")
+        position = bisect.bisect_right(self._starts, index) - 1
+        return position, index - self._starts[position]
+
+    def _image(
+        self, camera: str, video: tuple[str, float] | None, index: int
+    ) -> bytes | np.ndarray:
+        row = self._steps[index]
+        if video is not None:
+            file, start = video
+            return self._videos.read(file, start + float(row["timestamp"]))
+        return self._row_groups.image(
+            self._files[row["file"]], camera, int(row["group"]), int(row["row"])
+        )
+
+    def _prompt(self, task: int) -> str:
+        if task not in self._tasks:
+            raise ValueError(
+                f"task_index {task} is not in meta/tasks.*; add it or drop the episode"
+            )
+        try:
+            return robot_prompt(self._tasks[task] or "")
+        except ValueError as e:
+            raise ValueError(f"task {task}: {e}; correct meta/tasks.* or drop the episode") from e
+
+    def _find_spec(self, given: ActionSpec | None) -> ActionSpec:
+        where, size = self._meta.where, self._meta.action_size(self._action)
+        text = self._meta.stored_spec()
+        if text is None and given is None:
+            raise ValueError(
+                f"{where} does not say what its actions mean. Check every line of this draft, "
+                f"bounds and units too, and save it as {SPEC_FILE} in the data set, or pass a "
+                f"spec:\n{self._meta.draft_spec(self._action)}"
+            )
+        spec = given
+        if text is not None:
+            try:
+                spec = ActionSpec.from_json(text)
+            except ValueError as e:
+                raise ValueError(f"{where}, {SPEC_FILE}: {e}") from e
+            if given is not None:
+                given.require_same(spec, here="the spec passed", there=where)
+        assert spec is not None
+        if len(spec.dimensions) != size:
+            raise ValueError(
+                f"{where}: feature {self._action!r} has {size} numbers, ActionSpec {spec.name!r} "
+                f"has {len(spec.dimensions)}, {spec.names}: correct the spec"
+            )
+        if spec.control_hz != self._meta.fps:
+            raise ValueError(
+                f"{where} has {self._meta.fps:g} steps a second (fps in meta/info.json), "
+                f"ActionSpec {spec.name!r} {spec.control_hz:g}: correct one of them"
+            )
+        return spec
+
+    def _require_files(self) -> None:
+        videos = (video[0] for e in self._episodes for video in e.videos if video is not None)
+        files = dict.fromkeys([*map(str, self._files), *videos])
+        missing = [file for file in files if not os.path.isfile(file)]
+        if missing:
+            raise FileNotFoundError(
+                f"{self._meta.where}: {len(missing)} of {len(files)} files are missing, e.g. "
+                f"{missing[0]}: copy the data set again, videos and Git LFS files too"
+            )
+
+    def _load_steps(self, split: str) -> np.ndarray:
+        """One row a step, in order of episode and step; see `_read_steps` for its fields."""
+
+        def build() -> np.ndarray:
+            parts, told = [], time.monotonic()
+            for number, file in enumerate(self._files):
+                parts.append(self._read_steps(number, file))
+                if time.monotonic() - told > 10:
+                    told = time.monotonic()
+                    print(
+                        f"{self.name}: read {number} of {len(self._files)} files", file=sys.stderr
+                    )
+            return self._arrange(np.concatenate(parts))
+
+        wanted = f"{self._action} {split} {self._episodes[0].index} {self._episodes[-1].index}"
+        files = storage.file_facts(
+            [*self._files, *self._meta.episode_files()], where=self._meta.where
+        )
+        return index_files.load_or_build(files, f"lerobot steps: {wanted}", build)
+
+    def _read_steps(self, number: int, file: pathlib.Path) -> np.ndarray:
+        """The steps in one Parquet file, in its order."""
+        table = read_parquet(file, [self._action, *_NUMBERS], where=self._meta.where)
+        size = len(self.action_spec.dimensions)
+        fields = [(name, np.float32 if name == "timestamp" else np.int32) for name in _NUMBERS]
+        # Where the pictures are, if they are in this file.
+        fields += [("file", np.int32), ("group", np.int32), ("row", np.int32)]
+        steps = np.zeros(len(table), np.dtype([*fields, ("action", np.float32, (size,))]))
+        for name in _NUMBERS:
+            steps[name] = table.column(name).to_numpy()
+        if not np.isfinite(steps["timestamp"]).all():
+            raise ValueError(f"{self._meta.where}, {file} has a timestamp that is NaN: repair it")
+        steps["file"] = number
+        metadata = pq.read_metadata(file)
+        lengths = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        steps["group"] = np.repeat(np.arange(len(lengths)), lengths)
+        steps["row"] = np.concatenate([np.arange(n) for n in [0, *lengths]])
+        column = table.column(self._action).combine_chunks()
+        values = column
+        if not pa.types.is_primitive(column.type):
+            values = column.flatten()
+        if len(values) != len(table) * size or values.null_count:
+            raise ValueError(
+                f"{self._meta.where}, {file}: {len(values) - values.null_count} numbers of "
+                f"{self._action!r} in {len(table)} steps, not {size} a step: write the file again"
+            )
+        steps["action"] = values.to_numpy(zero_copy_only=False).reshape(len(table), size)
+        return steps
+
+    def _arrange(self, steps: np.ndarray) -> np.ndarray:
+        """Those of the split's episodes, in order. Raises ValueError unless all are there."""
+        wanted = np.array([e.index for e in self._episodes])
+        steps = steps[np.isin(steps["episode_index"], wanted)]
+        steps = steps[np.lexsort((steps["frame_index"], steps["episode_index"]))]
+        found = np.searchsorted(steps["episode_index"], [*wanted, wanted[-1] + 1])
+        for position, episode in enumerate(self._episodes):
+            frames = steps["frame_index"][found[position] : found[position + 1]]
+            if not np.array_equal(frames, np.arange(episode.length)):
+                raise ValueError(
+                    f"{self._meta.where} episode {episode.index}: {episode.data} has {len(frames)} "
+                    f"of its steps, numbered {frames[:1]} to {frames[-1:]}; meta says there are "
+                    f"{episode.length}, numbered from 0: copy file and meta/ again"
+                )
+        return steps
+
+
+class _RowGroups:
+    """Pictures in Parquet files. A picture is a struct of `bytes` and `path`."""
+
+    def __init__(self, where: str, cache_mib: int):
+        self._where = where
+        self._cache: collections.OrderedDict[tuple[pathlib.Path, str, int], pa.ChunkedArray] = (
+            collections.OrderedDict()
+        )
+        self._cache_left = cache_mib * 2**20
+        self._lock = threading.Lock()
+
+    def image(self, file: pathlib.Path, camera: str, group: int, row: int) -> bytes:
+        """Encoded, as stored."""
+        struct = self._column(file, camera, group)[row]
+        data = struct["bytes"].as_py() if pa.types.is_struct(struct.type) else None
+        if not data:
+            raise ValueError(
+                f"{file} row group {group} row {row} holds no picture in {camera!r}, only "
+                f"{str(struct)[:80]}: write the data set again with its pictures embedded"
+            )
+        return data
+
+    def _column(self, file: pathlib.Path, camera: str, group: int) -> pa.ChunkedArray:
+        key = (file, camera, group)
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        table = read_parquet(file, [camera], where=self._where, row_group=group)
+        column = table.column(camera)
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = column
+                self._cache_left -= column.nbytes
+            while self._cache_left < 0 and self._cache:
+                self._cache_left += self._cache.popitem(last=False)[1].nbytes
+        return column
