@@ -1,1 +1,6 @@
-"""Open X-Embodiment: what each data set means, and published mixtures of them."""
+"""Open X-Embodiment: what the numbers of each data set mean, and published mixtures of them.
+
+record = records.find_record("kuka")
+quantiles = measure(record, path)
+EpisodeSource("kuka", path, layout=record.layout(quantiles))
+"""

@@ -40,7 +40,17 @@ def find_record(name: str) -> OxeRecord:
 def table() -> str:
     """One line a record: name, robot, kind, motion, frame, rate, gripper, bounds."""
     rows = [
-        ("data set", "robot", "kind", "motion", "frame", "Hz", "gripper", "+-position", "+-rad")
+        (
+            "data set",
+            "robot",
+            "kind",
+            "motion",
+            "frame",
+            "Hz",
+            "gripper",
+            "+-position",
+            "+-rotation",
+        )
     ]
     for record in RECORDS.values():
         bounds = ["quantiles" if limit is None else f"{limit:.3g}" for limit in record.limits]

@@ -60,7 +60,7 @@ RTX_RECORDS = (
         "taco_play",
         robot="Franka Panda",
         control_hz=15,
-        source="github.com/ErickRosete/tacorl dataset README",
+        source="github.com/ErickRosete/tacorl dataset/README.md",
         image="rgb_static",
         wrist="rgb_gripper",
         instruction=_NATURAL,

@@ -93,8 +93,9 @@ class EpisodeSource:
         self.name = name
         self._records = RecordFiles(name, path, split)
         self._layout, self._chunk = layout, chunk
+        self._check_images()
         self._text_sizes = self._check_instructions()
-        self._shapes = self._check_features()
+        self._shapes = self._check_actions()
         self.action_spec = self._find_spec()
         if expected_spec is not None:
             expected_spec.require_same(
@@ -255,14 +256,24 @@ class EpisodeSource:
             self._layout.spec.require_same(spec, here="its EpisodeLayout", there=where)
         return spec
 
+    def _check_images(self) -> None:
+        where = f"data set {self.name!r} ({self._records.path})"
+        for key in self._layout.images:
+            require_image(self._records.info.features, key, where=where)
+
     def _check_instructions(self) -> dict[str, int]:
         """Returns the bytes a step of each instruction that is stored as numbers; 0 for a text."""
         where, sizes = f"data set {self.name!r} ({self._records.path})", {}
         for key in self._layout.instructions:
             text = find_feature(self._records.info.features, key, where=where)
             is_text = text.shape == () and text.get_serialized_info().np_dtype == np.object_
-            is_codes = len(text.shape) == 1 and np.issubdtype(text.np_dtype, np.integer)
-            if not is_text and not (is_codes and text.shape[0]):
+            is_codes = (
+                isinstance(text.shape, tuple)
+                and len(text.shape) == 1
+                and text.shape[0] is not None
+                and np.issubdtype(text.np_dtype, np.integer)
+            )
+            if not (is_text or is_codes):
                 raise ValueError(
                     f"{where}: feature {key} is not a text but {text}: name the text feature in "
                     "the EpisodeLayout"
@@ -270,12 +281,9 @@ class EpisodeSource:
             sizes[key] = 0 if is_text else text.shape[0]
         return sizes
 
-    def _check_features(self) -> dict[str, tuple[int, ...]]:
+    def _check_actions(self) -> dict[str, tuple[int, ...]]:
         """Returns the per-step shape of each action feature."""
-        where = f"data set {self.name!r} ({self._records.path})"
-        for key in self._layout.images:
-            require_image(self._records.info.features, key, where=where)
-        shapes = {}
+        where, shapes = f"data set {self.name!r} ({self._records.path})", {}
         for key in self._layout.actions:
             feature = find_feature(self._records.info.features, key, where=where)
             numeric = np.issubdtype(feature.np_dtype, np.number) or feature.np_dtype == np.bool_

@@ -186,7 +186,8 @@ def find_feature(features: Any, path: str, *, where: str) -> Any:
 
     A name may hold a "/" itself, such as BC-Z's "future/xyz_residual".
     """
-    node, rest = features, path
+    node: Any = features
+    rest = path
     while rest:
         if isinstance(node, (tfds.features.Dataset, tfds.features.Sequence)):
             node = node.feature
