@@ -236,7 +236,7 @@ def measure(
     any_bounds = Quantiles(-np.ones(size), np.ones(size))
     source = EpisodeSource(record.name, path, split, layout=record.layout(any_bounds))
     steps = np.linspace(0, len(source) - 1, min(len(source), max_steps)).astype(int).tolist()
-    actions = np.stack([np.ravel(source.read(step).action) for step in steps])  # float32 [n, A]
+    actions = np.asarray([source.read(step).action for step in steps])[:, 0]
     q01, q99 = np.quantile(actions, [0.01, 0.99], axis=0)
     return Quantiles(q01, q99)
 

@@ -39,19 +39,8 @@ def find_record(name: str) -> OxeRecord:
 
 def table() -> str:
     """One line a record: name, robot, kind, motion, frame, rate, gripper, bounds."""
-    rows = [
-        (
-            "data set",
-            "robot",
-            "kind",
-            "motion",
-            "frame",
-            "Hz",
-            "gripper",
-            "+-position",
-            "+-rotation",
-        )
-    ]
+    head = "data set, robot, kind, motion, frame, Hz, gripper, +-position, +-rotation"
+    rows: list[tuple[str, ...]] = [tuple(head.split(", "))]
     for record in RECORDS.values():
         bounds = ["quantiles" if limit is None else f"{limit:.3g}" for limit in record.limits]
         if not record.rotation or record.kind != "end effector":
