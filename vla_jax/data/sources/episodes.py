@@ -30,7 +30,9 @@ class EpisodeLayout:
 
     Attributes:
       images: one per view, in the model's order.
-      instruction: a text feature of the step, of its observation or of the episode.
+      instruction: a text feature of the step, of its observation or of the episode, or a vector of
+        integers that are its UTF-8 bytes, padded with 0. Several: the first that is not empty,
+        step by step.
       actions: numeric step features.
       convert: {feature name: array [steps, ...]} -> actions [steps, A] in the spec's units. None:
         the features, flattened and joined in the given order.
@@ -38,10 +40,14 @@ class EpisodeLayout:
     """
 
     images: tuple[str, ...] = ("steps/observation/image",)
-    instruction: str = "steps/language_instruction"
+    instruction: str | tuple[str, ...] = "steps/language_instruction"
     actions: tuple[str, ...] = ("steps/action",)
     convert: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None
     spec: ActionSpec | None = None
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        return (self.instruction,) if isinstance(self.instruction, str) else self.instruction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +93,9 @@ class EpisodeSource:
         self.name = name
         self._records = RecordFiles(name, path, split)
         self._layout, self._chunk = layout, chunk
-        self._shapes = self._check_features()
+        self._check_images()
+        self._text_sizes = self._check_instructions()
+        self._shapes = self._check_actions()
         self.action_spec = self._find_spec()
         if expected_spec is not None:
             expected_spec.require_same(
@@ -186,9 +194,13 @@ class EpisodeSource:
         return self.action_spec.validate(actions, where=where)
 
     def _prompts(self, features: Mapping[str, Any], steps: int, where: str) -> list[str]:
-        texts = list(features[self._layout.instruction].bytes_list.value)
-        if len(texts) not in (1, steps):
-            raise ValueError(f"{where} has {len(texts)} instructions for {steps} steps")
+        columns = [self._texts(features, key, where) for key in self._layout.instructions]
+        if any(len(texts) not in (1, steps) for texts in columns):
+            counts = ", ".join(str(len(texts)) for texts in columns)
+            raise ValueError(f"{where} has {counts} instructions for {steps} steps")
+        count = max(len(texts) for texts in columns)
+        columns = [texts if len(texts) == count else texts * count for texts in columns]
+        texts = [next((t for t in row if t.strip()), row[0]) for row in zip(*columns)]
         prompts: dict[bytes, str] = {}
         for step, text in enumerate(texts):
             if text in prompts:
@@ -197,10 +209,21 @@ class EpisodeSource:
                 prompts[text] = robot_prompt(text.decode())
             except ValueError as e:
                 raise ValueError(
-                    f"{where} step {step}: {self._layout.instruction}: {e}; "
+                    f"{where} step {step}: {', '.join(self._layout.instructions)}: {e}; "
                     "label or drop the episode"
                 ) from e
         return [prompts[text] for text in texts] if len(prompts) > 1 else [prompts[texts[0]]]
+
+    def _texts(self, features: Mapping[str, Any], key: str, where: str) -> list[bytes]:
+        size = self._text_sizes[key]
+        if not size:
+            return list(features[key].bytes_list.value)
+        codes = np.asarray(features[key].int64_list.value, np.int64)
+        if codes.size % size or (codes.size and not 0 <= codes.min() <= codes.max() < 256):
+            raise ValueError(
+                f"{where}: {key} is not UTF-8 bytes, {size} a step: write the episode again"
+            )
+        return [row[row != 0].astype(np.uint8).tobytes() for row in codes.reshape(-1, size)]
 
     def _lengths(self) -> np.ndarray:
         def build() -> np.ndarray:
@@ -233,18 +256,34 @@ class EpisodeSource:
             self._layout.spec.require_same(spec, here="its EpisodeLayout", there=where)
         return spec
 
-    def _check_features(self) -> dict[str, tuple[int, ...]]:
-        """Returns the per-step shape of each action feature."""
+    def _check_images(self) -> None:
         where = f"data set {self.name!r} ({self._records.path})"
         for key in self._layout.images:
             require_image(self._records.info.features, key, where=where)
-        text = find_feature(self._records.info.features, self._layout.instruction, where=where)
-        if text.shape != () or text.get_serialized_info().np_dtype != np.object_:
-            raise ValueError(
-                f"{where}: feature {self._layout.instruction} is not a text but {text}: name the "
-                "text feature in the EpisodeLayout"
+
+    def _check_instructions(self) -> dict[str, int]:
+        """Returns the bytes a step of each instruction that is stored as numbers; 0 for a text."""
+        where, sizes = f"data set {self.name!r} ({self._records.path})", {}
+        for key in self._layout.instructions:
+            text = find_feature(self._records.info.features, key, where=where)
+            is_text = text.shape == () and text.get_serialized_info().np_dtype == np.object_
+            is_codes = (
+                isinstance(text.shape, tuple)
+                and len(text.shape) == 1
+                and text.shape[0] is not None
+                and np.issubdtype(text.np_dtype, np.integer)
             )
-        shapes = {}
+            if not (is_text or is_codes):
+                raise ValueError(
+                    f"{where}: feature {key} is not a text but {text}: name the text feature in "
+                    "the EpisodeLayout"
+                )
+            sizes[key] = 0 if is_text else text.shape[0]
+        return sizes
+
+    def _check_actions(self) -> dict[str, tuple[int, ...]]:
+        """Returns the per-step shape of each action feature."""
+        where, shapes = f"data set {self.name!r} ({self._records.path})", {}
         for key in self._layout.actions:
             feature = find_feature(self._records.info.features, key, where=where)
             numeric = np.issubdtype(feature.np_dtype, np.number) or feature.np_dtype == np.bool_

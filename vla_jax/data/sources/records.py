@@ -181,20 +181,24 @@ class _TfRecords:
 
 
 def find_feature(features: Any, path: str, *, where: str) -> Any:
-    """The tfds feature at "steps/observation/image". Raises ValueError listing what is there."""
-    node = features
-    for part in path.split("/"):
+    """The tfds feature at "steps/observation/image". Raises ValueError listing what is there.
+
+    A name may hold a "/" itself, such as BC-Z's "future/xyz_residual".
+    """
+    node: Any = features
+    rest = path
+    while rest:
         if isinstance(node, (tfds.features.Dataset, tfds.features.Sequence)):
             node = node.feature
-        if not isinstance(node, tfds.features.FeaturesDict) or part not in node:
-            there = (
-                sorted(node) if isinstance(node, tfds.features.FeaturesDict) else "no such level"
-            )
+        names = sorted(node) if isinstance(node, tfds.features.FeaturesDict) else []
+        name = next((n for n in names if f"{rest}/".startswith(f"{n}/")), None)
+        if name is None:
+            there = names or "no such level"
             raise ValueError(
-                f"{where} has no feature {path!r}: at {part!r} there is {there}; "
+                f"{where} has no feature {path!r}: at {rest.split('/')[0]!r} there is {there}; "
                 "describe the data set with another layout"
             )
-        node = node[part]
+        node, rest = node[name], rest[len(name) + 1 :]
     return node
 
 
