@@ -23,10 +23,11 @@ from vla_jax.checkpoints.pretrained import (
     load_pretrained,
 )
 from vla_jax.config import Config
-from vla_jax.data.loader import Loader, open_source
+from vla_jax.data.loader import Loader
 from vla_jax.data.mixture import DataConfig, Mixture
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
+from vla_jax.data.sources.opening import open_source
 from vla_jax.decoding.policy import Policy
 from vla_jax.models.lora import merge_lora
 from vla_jax.models.presets import ModelConfig

@@ -89,8 +89,8 @@ def make_evaluators(
     Data sets of weight 0 count too: they were left out of training, which is no reason not to ask.
     A model without robot data is not asked to act.
     """
-    from vla_jax.data.loader import open_source
     from vla_jax.data.sources.image_text import ImageTextSource
+    from vla_jax.data.sources.opening import open_source
     from vla_jax.evaluation.actions import ActionEvaluator
     from vla_jax.evaluation.held_out import action_batches, vqa_batches
     from vla_jax.evaluation.tabletop import PointingEvaluator, RolloutEvaluator
@@ -100,6 +100,9 @@ def make_evaluators(
     shape = {"batch_size": settings.batch_size, "image_size": config.model.image_size}
     for name, source_config in config.data.sources.items():
         wanted = {"image_text": settings.vqa_examples, "episodes": settings.action_steps}
+        if source_config.kind not in wanted:
+            print(f"source {name!r}: {source_config.kind} has no test split; not evaluated on")
+            continue
         limit = wanted[source_config.kind]
         acts = source_config.kind == "episodes"
         if not limit or (acts and builder.action_tokenizer is None):

@@ -16,9 +16,9 @@ from vla_jax import config as config_lib
 from vla_jax.actions.uniform import UniformTokenizer
 from vla_jax.config import Config
 from vla_jax.data.generate import ImageTextRow
-from vla_jax.data.loader import open_source
 from vla_jax.data.mixture import DataConfig, SourceConfig
 from vla_jax.data.sequence import SequenceBuilder
+from vla_jax.data.sources.opening import open_source
 from vla_jax.data.tfds_writer import write_episodes, write_image_text
 from vla_jax.evaluate import evaluate, main
 from vla_jax.evaluation.held_out import action_batches, vqa_batches

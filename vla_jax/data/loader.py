@@ -15,13 +15,10 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
-from vla_jax.actions.spec import ActionSpec
 from vla_jax.data import images
-from vla_jax.data.mixture import Mixture, SourceConfig
+from vla_jax.data.mixture import Mixture
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
-from vla_jax.data.sources.episodes import EpisodeSource
-from vla_jax.data.sources.image_text import ImageTextSource
 from vla_jax.types import Batch, Example
 
 _FOREVER = 2**62
@@ -135,28 +132,6 @@ def evaluation_batches(
             yield cast(EvaluationBatch, batch)
     finally:
         stream.close()
-
-
-def open_source(
-    name: str,
-    config: SourceConfig,
-    *,
-    split: str | None = None,
-    expected_spec: ActionSpec | None = None,
-    chunk: int = 1,
-) -> EpisodeSource | ImageTextSource:
-    """Opens a data set of the config, on another split if given. Raises as the sources do."""
-    split = split or config.split
-    if config.kind == "image_text":
-        return ImageTextSource(name, config.path, split)
-    return EpisodeSource(
-        name,
-        config.path,
-        split,
-        expected_spec=expected_spec,
-        chunk=chunk,
-        cache_mib=config.cache_mib,
-    )
 
 
 def require_spec(source: Source, builder: SequenceBuilder) -> None:

@@ -31,23 +31,64 @@ MAX_DENOMINATOR = 10_000
 _ROUNDS = 3
 
 
+SourceKind = Literal["episodes", "lerobot", "image_text", "webdataset", "jsonl"]
+
+_TEXTS = {"prompt", "answer", "language"}
+# The options of a source that each kind has a use for.
+_OPTIONS: dict[SourceKind, set[str]] = {
+    "episodes": {"record", "cameras"},
+    "lerobot": {"cameras"},
+    "image_text": {"image", *_TEXTS},
+    "webdataset": _TEXTS,
+    "jsonl": {"image", "image_root", *_TEXTS},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """One data set of the mixture.
+    """One data set of the mixture. An option that is "" or () is as the kind usually has it.
 
     Attributes:
-      kind: "episodes" (an RLDS data set) or "image_text".
-      path: the data set's directory: the one with `dataset_info.json`.
+      kind: "episodes" (RLDS), "lerobot", "image_text" (TFDS), "webdataset" or "jsonl".
+      path: the data set's directory (of TFDS: the one with `dataset_info.json`), or the pattern of
+        its files (`gs://bucket/{00000..00012}.tar`, `captions.jsonl`).
       split: which split of it.
       weight: share of the samples, relative to the other weights. 0 leaves the source out.
       cache_mib: memory for recently read episodes.
+      record: name of an Open X-Embodiment data set, which says what its numbers mean.
+      cameras: image features of a robot, one per view, in the model's order.
+      prompt: template; names in braces are fields of the record.
+      answer: field of the answer. Of several answers one is taken.
+      language: what `{language}` stands for in the template.
+      image: field of the image, or of its path.
+      image_root: what paths of images are relative to.
+
+    Raises:
+      ValueError: an option that the kind has no use for.
     """
 
-    kind: Literal["episodes", "image_text"]
+    kind: SourceKind
     path: str
     split: str = "train"
     weight: float = 1.0
     cache_mib: int = 256
+    record: str = ""
+    cameras: tuple[str, ...] = ()
+    prompt: str = ""
+    answer: str = ""
+    language: str = ""
+    image: str = ""
+    image_root: str = ""
+
+    def __post_init__(self):
+        options = set().union(*_OPTIONS.values())
+        useless = {name for name in options if getattr(self, name)} - _OPTIONS[self.kind]
+        if useless:
+            raise ValueError(
+                f"a source of kind {self.kind!r} ({self.path}) has no use for "
+                f"{', '.join(sorted(useless))}; its options are "
+                f"{', '.join(sorted(_OPTIONS[self.kind]))}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from vla_jax.data.oxe.standardize import (
     reached_deltas,
     to_rpy,
 )
+from vla_jax.data.sources import index_files
 from vla_jax.data.sources.episodes import EpisodeLayout, EpisodeSource
 
 _PART = re.compile(r"(?P<feature>[^\[]+)(\[(?P<start>\d+)(:(?P<stop>\d+))?\])?")
@@ -229,16 +230,20 @@ def measure(
 ) -> Quantiles:
     """Quantiles of a data set's converted actions, of steps spread evenly over it.
 
-    Raises as `EpisodeSource` does.
+    Kept beside the data, see `index_files`. Raises as `EpisodeSource` does.
     """
     size = len(record._numbers())
     # The bounds do not matter here: `EpisodeSource` does not clip.
     any_bounds = Quantiles(-np.ones(size), np.ones(size))
     source = EpisodeSource(record.name, path, split, layout=record.layout(any_bounds))
-    steps = np.linspace(0, len(source) - 1, min(len(source), max_steps)).astype(int).tolist()
-    actions = np.asarray([source.read(step).action for step in steps])[:, 0]
-    q01, q99 = np.quantile(actions, [0.01, 0.99], axis=0)
-    return Quantiles(q01, q99)
+
+    def build() -> np.ndarray:
+        steps = np.linspace(0, len(source) - 1, min(len(source), max_steps)).astype(int).tolist()
+        actions = np.asarray([source.read(step).action for step in steps])[:, 0]
+        return np.quantile(actions, [0.01, 0.99], axis=0)
+
+    what = f"quantiles of {max_steps} steps: {record}"
+    return Quantiles(*index_files.load_or_build(source.files, what, build))
 
 
 def _split(part: str) -> tuple[str, slice]:

@@ -17,6 +17,7 @@ import numpy as np
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data.sources import index_files
 from vla_jax.data.sources.records import RecordFiles, find_feature, require_image
+from vla_jax.data.storage import FileFacts
 from vla_jax.text.prompts import robot_prompt
 from vla_jax.types import Example
 
@@ -108,6 +109,10 @@ class EpisodeSource:
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    @property
+    def files(self) -> list[FileFacts]:
+        return self._records.files
 
     @property
     def num_episodes(self) -> int:
