@@ -135,7 +135,8 @@ def test_four_formats_in_one_mixture(web, robot_data, web_data, builder):
         seen += source.tolist()
         for row, (name, i) in enumerate(zip((mixture.names[k] for k in source), record)):
             example = opened[name].read(int(i))
-            np.testing.assert_array_equal(batch["images"][row, 0], pixels(example.images[0]))
+            apart = np.abs(batch["images"][row, 0].astype(int) - pixels(example.images[0]))
+            assert apart.max() <= (8 if example.images[0][:2] == b"\xff\xd8" else 0)  # JPEG
             np.testing.assert_array_equal(batch["tokens"][row], builder.build(example)["tokens"])
     loader.close()
     assert np.bincount(seen).tolist() == [18, 6, 6, 6]
