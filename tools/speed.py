@@ -19,14 +19,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -42,10 +44,15 @@ from vla_jax.training.losses import answer_loss
 from vla_jax.training.step import make_train_step, state_shardings
 
 BATCH, PROMPT, ANSWER, NEW_TOKENS = 8, 32, 16, 8
+SQUARE = 2048  # rows and columns of the matrices that give the machine's rate
 PRESETS["speed_16m"] = (
     VitConfig(192, 4, 768, 4, 14),
     DecoderConfig(256, 6, 1024, 4, 1, 64, 32_768),
 )
+
+
+def speed_config(unroll: bool) -> ModelConfig:
+    return ModelConfig("speed_16m", image_size=224, compute_dtype="float32", unroll_layers=unroll)
 
 
 def make_batch(config: ModelConfig) -> dict[str, np.ndarray]:
@@ -65,9 +72,14 @@ def make_batch(config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 class Ours:
-    """What is timed of this project."""
+    """What is timed of this project. Writes its weights to `folder`, for the other."""
 
-    def __init__(self, config: ModelConfig, params: Any, batch: dict[str, np.ndarray]):
+    def __init__(self, folder: str, unroll: bool):
+        config = speed_config(unroll)
+        params = jax.device_get(jax.jit(lambda: init_params(config, jax.random.key(0)))())
+        write_hugging_face(folder, params, config)
+        batch = make_batch(config)
+        self.parameters = sum(x.size for x in jax.tree.leaves(params))
         optimizer = optax.adam(1e-4)
         mesh = make_mesh(MeshConfig())
 
@@ -94,6 +106,21 @@ class Ours:
             1: make_decoder(config, "text", max_answer_tokens=1, **ends),
         }
         self._cold = np.zeros(BATCH, np.float32), np.zeros(BATCH, np.int32)
+        self._square = jnp.ones((SQUARE, SQUARE))
+
+    def flops(self) -> dict[str, float]:
+        """Floating-point operations of a step, and of images and prompts up to the first token."""
+        step = self._step.lower(self._state, self._batch)
+        first = self._decoders[1].lower(
+            self._params, self._batch["images"], *self._prompt(), *self._cold
+        )
+        return {
+            k: v.cost_analysis()["flops"] for k, v in {"train": step, "one token": first}.items()
+        }
+
+    def dot(self) -> None:
+        """A large matrix product: what the machine can do."""
+        jax.block_until_ready(self._square @ self._square)
 
     def train(self) -> float:
         self._state, metrics = self._step(self._state, self._batch)
@@ -101,23 +128,27 @@ class Ours:
         return float(metrics["loss"])
 
     def decode(self, tokens: int) -> np.ndarray:
-        prompt = self._batch["tokens"][:, :PROMPT], self._batch["valid"][:, :PROMPT]
-        ids = self._decoders[tokens](self._params, self._batch["images"], *prompt, *self._cold)
-        return np.asarray(ids)
+        images = self._batch["images"]
+        return np.asarray(
+            self._decoders[tokens](self._params, images, *self._prompt(), *self._cold)
+        )
+
+    def _prompt(self) -> tuple[jax.Array, jax.Array]:
+        return self._batch["tokens"][:, :PROMPT], self._batch["valid"][:, :PROMPT]
 
 
 class Theirs:
-    """What is timed of transformers."""
+    """What is timed of transformers, with the weights in `folder`."""
 
-    def __init__(self, config: ModelConfig, params: Any, batch: dict[str, np.ndarray]):
+    def __init__(self, folder: str, unroll: bool):
         import torch
         import transformers
 
-        with tempfile.TemporaryDirectory() as folder:
-            write_hugging_face(folder, params, config)
-            self._model = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
-                folder, attn_implementation="sdpa"
-            ).train()
+        config = speed_config(unroll)
+        batch = make_batch(config)
+        self._model = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
+            folder, attn_implementation="sdpa"
+        )
         self._torch = torch
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=1e-4)
         images = np.full((BATCH, config.num_patches), config.decoder.vocab_size)
@@ -160,52 +191,83 @@ class Theirs:
         return ids[:, prompt.shape[1] :].numpy()
 
 
-def in_turns(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, round by round, after two rounds to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(repeats + 2):
-        for name, run in work.items():
-            begun = time.perf_counter()
-            run()
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - begun)
-    return seconds
+def serve(kind: type[Ours] | type[Theirs], pipe: Connection, folder: str, unroll: bool) -> None:
+    """A process that does what it is told, (method, arguments), and says how long it took."""
+    worker = kind(folder, unroll)
+    pipe.send((0.0, getattr(worker, "parameters", None)))
+    while (order := pipe.recv()) is not None:
+        method, arguments = order
+        begun = time.perf_counter()
+        result = getattr(worker, method)(*arguments)
+        pipe.send((time.perf_counter() - begun, result))
+
+
+class Worker:
+    """One implementation in a process of its own."""
+
+    def __init__(self, kind: type[Ours] | type[Theirs], folder: str, unroll: bool):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(kind, theirs, folder, unroll), daemon=True)
+        process.start()
+        self.parameters = self._pipe.recv()[1]
+
+    def __call__(self, method: str, *arguments: Any) -> tuple[float, Any]:
+        """Seconds, and what the method returned."""
+        self._pipe.send((method, arguments))
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise SystemExit(f"the process that runs {method!r} died; its error is above") from None
+
+    def close(self) -> None:
+        self._pipe.send(None)
+
+
+WORK = {"train": ("train",), "actions": ("decode", NEW_TOKENS), "one token": ("decode", 1)}
 
 
 def model(args: argparse.Namespace) -> dict[str, Any]:
     """Everything of the module's docstring."""
-    config = ModelConfig(
-        "speed_16m", image_size=224, compute_dtype="float32", unroll_layers=args.unroll
+    with tempfile.TemporaryDirectory() as folder:
+        ours = Worker(Ours, folder, args.unroll)
+        theirs = Worker(Theirs, folder, args.unroll)
+    first = ours("train")[1], theirs("train")[1]
+    print(
+        f"{ours.parameters:,} parameters; first loss ours {first[0]:.5f}, "
+        f"transformers {first[1]:.5f}"
     )
-    params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
-    count = sum(x.size for x in jax.tree.leaves(params))
-    batch = make_batch(config)
-    ours, theirs = (kind(config, jax.device_get(params), batch) for kind in (Ours, Theirs))
-    first = ours.train(), theirs.train()
-    print(f"{count:,} parameters; first loss ours {first[0]:.5f}, transformers {first[1]:.5f}")
     if abs(first[0] - first[1]) > 1e-3:
         raise SystemExit("the two do not compute the same: nothing to compare")
-    seconds = {}
-    for name, work in (
-        ("train", {"ours": ours.train, "transformers": theirs.train}),
-        (
-            "actions",
-            {
-                "ours": lambda: ours.decode(NEW_TOKENS),
-                "transformers": lambda: theirs.decode(NEW_TOKENS),
-            },
-        ),
-        ("one token", {"ours": lambda: ours.decode(1), "transformers": lambda: theirs.decode(1)}),
-    ):
-        seconds[name] = in_turns(work, args.repeats)
+    flops, dot = ours("flops")[1], []
+    seconds: dict[str, dict[str, list[float]]] = {}
+    for name, order in WORK.items():
+        seconds[name] = {"ours": [], "transformers": []}
+        for number in range(args.repeats + 2):
+            took = {"ours": ours(*order)[0], "transformers": theirs(*order)[0]}
+            if number < 2:
+                continue  # to warm up
+            for who, s in took.items():
+                seconds[name][who].append(s)
+            dot.append(ours("dot")[0])
         print(row(name, seconds[name]), flush=True)
+    ours.close()
+    theirs.close()
     steps = {}
     for who in ("ours", "transformers"):
         many, one = (statistics.median(seconds[name][who]) for name in ("actions", "one token"))
         steps[who] = (many - one) / (NEW_TOKENS - 1)
-    print(f"{'step':10} ours {1e3 * steps['ours']:.1f} ms, "
-          f"transformers {1e3 * steps['transformers']:.1f} ms")  # fmt: skip
-    return {"parameters": count, "seconds": seconds, "step": steps}
+    print(
+        f"{'step':10} ours {1e3 * steps['ours']:.1f} ms, "
+        f"transformers {1e3 * steps['transformers']:.1f} ms"
+    )
+    rate = 2 * SQUARE**3 / statistics.median(dot)
+    for name, count in flops.items():
+        print(
+            f"{name:10} {count / 1e9:.1f} GFLOP: {count / rate:.3f} s at the "
+            f"{rate / 1e9:.0f} GFLOP/s of jnp.dot"
+        )
+    return {"seconds": seconds, "step": steps, "flops": flops, "dot_flops_per_s": rate}
 
 
 def row(name: str, seconds: dict[str, list[float]]) -> str:
