@@ -428,13 +428,12 @@ def test_pictures_are_read_by_row_group_and_kept_within_limits(sets, monkeypatch
     assert asked == [
         ("episode_000001.parquet", (camera,), group) for group in range(3) for camera in CAMERAS
     ]
-    groups = source._row_groups
-    held = sum(column.nbytes for column in groups._cache.values())
-    assert len(groups._cache) == 6 and groups._cache_left == 256 * 2**20 - held
+    recent = source._row_groups._recent
+    assert len(recent) == 6 and 0 < recent.num_bytes < 256 * 2**20
     small = LeRobotSource("arm", sets["v2_image"], "all", cameras=CAMERAS, cache_mib=0)
     for index in range(TOTAL):
         _check(small, index)
-    assert len(small._row_groups._cache) == 0 and small._row_groups._cache_left == 0
+    assert (len(small._row_groups._recent), small._row_groups._recent.num_bytes) == (0, 0)
 
 
 def test_neighbouring_steps_are_decoded_without_seeking(sets, monkeypatch):

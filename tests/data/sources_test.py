@@ -96,10 +96,10 @@ def test_the_cache_is_bounded_and_changes_nothing(robot_data):
         a, b = cached.read(index), uncached.read(index)
         assert a.images == b.images
         np.testing.assert_array_equal(a.action, b.action)
-    assert len(uncached._cache) == 0 and uncached._cache_left == 0
-    assert len(cached._cache) == 4
-    held = sum(e.num_bytes for e in cached._cache.values())
-    assert cached._cache_left == 256 * 2**20 - held
+    assert (len(uncached._recent), uncached._recent.num_bytes) == (0, 0)
+    assert len(cached._recent) == 4
+    held = sum(cached._parse(number).num_bytes for number in range(4))
+    assert cached._recent.num_bytes == held
 
 
 def test_the_step_index_is_built_once(robot_data, monkeypatch):

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from vla_jax.decoding.sampler import make_decoder
 from vla_jax.models.attention import attend, prefix_lm_mask, rope, rope_frequencies
 from vla_jax.models.decoder import FeedForward, RMSNorm
 from vla_jax.models.linear import Dense, LayerNorm
 from vla_jax.models.presets import PRESETS, ModelConfig
+from vla_jax.models.stack import unstack_layers
 from vla_jax.models.vit import Convolution, PatchEmbedding
 from vla_jax.models.vla import Vla, init_params
 
@@ -116,12 +118,15 @@ def test_layers_equal_numpy(monkeypatch):
     np.testing.assert_allclose(got, np.reshape(want, (2, 4, 4, 5)), atol=1e-4)
 
 
+@pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("image_sees_text", [True, False])
-def test_prefill_and_steps_equal_the_full_forward(params, image_sees_text):
+def test_prefill_and_steps_equal_the_full_forward(params, image_sees_text, unroll):
     """Prompts of different lengths in one batch."""
-    model = Vla(dataclasses.replace(CONFIG, image_sees_text=image_sees_text))
+    config = dataclasses.replace(CONFIG, image_sees_text=image_sees_text)
     images, tokens, causal, valid = _inputs()
-    full = _run(model, params, images, tokens, causal, valid)
+    full = _run(Vla(config), params, images, tokens, causal, valid)
+    config = dataclasses.replace(config, unroll_layers=unroll)
+    model, params = Vla(config), unstack_layers(params, config)
     lengths = np.array([6, 4, 2])
     prompt = np.arange(6) < lengths[:, None]
     prefill = jax.jit(
@@ -137,6 +142,42 @@ def test_prefill_and_steps_equal_the_full_forward(params, image_sees_text):
     steps = np.stack(steps, axis=1)
     for row, n in enumerate(lengths):
         np.testing.assert_allclose(steps[row], full[row, n - 1 : n + 4], atol=1e-5)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_wanted_positions_are_those_of_the_full_forward(params, unroll):
+    """Any rows in any order, the same one twice; unrolled, the last layer computes no other."""
+    config = dataclasses.replace(CONFIG, unroll_layers=unroll)
+    images, tokens, causal, valid = _inputs()
+    full = _run(Vla(CONFIG), params, images, tokens, causal, valid)
+    wanted = np.array([[3, 0, 5], [2, 2, 1], [4, 3, 0]], np.int32)
+    run = jax.jit(lambda p, *args: Vla(config).apply({"params": p}, *args))
+    inputs = (images, tokens, causal, valid, None, wanted)
+    got, _ = run(params, *inputs)
+    np.testing.assert_allclose(got, full[np.arange(3)[:, None], wanted], atol=1e-5)
+    cost = [
+        jax.jit(lambda p, *args: Vla(config).apply({"params": p}, *args)[0])
+        .lower(params, *inputs[:-1], w)
+        .cost_analysis()["flops"]
+        for w in (wanted[:, :1], np.tile(np.arange(6, dtype=np.int32), (3, 1)))
+    ]
+    assert (cost[0] < 0.95 * cost[1]) is unroll
+
+
+def test_layers_taken_apart_decode_the_same(params):
+    config = dataclasses.replace(CONFIG, unroll_layers=True)
+    apart = unstack_layers(params, config)
+    assert isinstance(apart["llm"]["layers"], tuple)
+    assert unstack_layers(params, CONFIG) is params
+    images, tokens, _, _ = _inputs()
+    prompt = np.arange(6) < np.array([6, 4, 2])[:, None]
+    decode = make_decoder(config, "text", eos_id=1, pad_id=0, max_answer_tokens=5)
+    options = np.zeros(3, np.float32), np.zeros(3, np.int32)
+    scanned = make_decoder(CONFIG, "text", eos_id=1, pad_id=0, max_answer_tokens=5)
+    want = scanned(params, images, tokens[:, :6], prompt, *options)
+    for tree in (params, apart):
+        got = decode(tree, images, tokens[:, :6], prompt, *options)
+        np.testing.assert_array_equal(got, want)
 
 
 def test_padding_changes_nothing(params):

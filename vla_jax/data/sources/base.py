@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.types import Example
 
@@ -30,3 +32,19 @@ class Source(Protocol):
         Raises ValueError, naming data set and record, for a record that cannot be used.
         """
         ...
+
+
+def chunk_steps(
+    step: int, chunk: int, length: int, dimensions: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The steps whose actions make the chunk of `step`.
+
+    Returns:
+      int [C], the episode's last step again where it ends before the chunk; and `action_valid`
+      bool [C, A] of the example, None where all is valid.
+    """
+    steps, last = step + np.arange(chunk), length - 1
+    if steps[-1] <= last:
+        return steps, None
+    valid = np.broadcast_to((steps <= last)[:, None], (chunk, dimensions))
+    return np.minimum(steps, last), valid

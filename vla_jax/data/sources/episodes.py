@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import bisect
-import collections
 import dataclasses
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +14,8 @@ import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data.sources import index_files
+from vla_jax.data.sources.base import chunk_steps
+from vla_jax.data.sources.recent import RecentlyRead
 from vla_jax.data.sources.records import RecordFiles, find_feature, require_image
 from vla_jax.data.storage import FileFacts
 from vla_jax.text.prompts import robot_prompt
@@ -103,9 +103,7 @@ class EpisodeSource:
                 self.action_spec, here="this run", there=f"data set {name!r} ({path})"
             )
         self._starts = [0, *np.cumsum(self._lengths()).tolist()]
-        self._cache: collections.OrderedDict[int, _Episode] = collections.OrderedDict()
-        self._cache_left = cache_mib * 2**20
-        self._lock = threading.Lock()
+        self._recent = RecentlyRead[_Episode](cache_mib, lambda episode: episode.num_bytes)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -134,34 +132,16 @@ class EpisodeSource:
         """
         number, step = self.locate(index)
         episode = self._episode(number)
-        steps = step + np.arange(self._chunk)
-        last = len(episode.actions) - 1
-        valid = None
-        if steps[-1] > last:
-            valid = np.broadcast_to(
-                (steps <= last)[:, None], (len(steps), episode.actions.shape[1])
-            )
+        steps, valid = chunk_steps(step, self._chunk, *episode.actions.shape)
         return Example(
             images=tuple(view[step] for view in episode.images),
             prompt=episode.prompts[step if len(episode.prompts) > 1 else 0],
-            action=episode.actions[np.minimum(steps, last)],
+            action=episode.actions[steps],
             action_valid=valid,
         )
 
     def _episode(self, number: int) -> _Episode:
-        with self._lock:
-            episode = self._cache.get(number)
-            if episode is not None:
-                self._cache.move_to_end(number)
-                return episode
-        episode = self._parse(number)
-        with self._lock:
-            if number not in self._cache:
-                self._cache[number] = episode
-                self._cache_left -= episode.num_bytes
-            while self._cache_left < 0 and self._cache:
-                self._cache_left += self._cache.popitem(last=False)[1].num_bytes
-        return episode
+        return self._recent.get(number, lambda: self._parse(number))
 
     def _parse(self, number: int) -> _Episode:
         features = self._records.parse(number)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import bisect
-import collections
 import os
 import pathlib
 import sys
-import threading
 import time
 
 import numpy as np
@@ -17,7 +15,9 @@ import pyarrow.parquet as pq
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data import storage
 from vla_jax.data.sources import index_files
+from vla_jax.data.sources.base import chunk_steps
 from vla_jax.data.sources.lerobot_meta import SPEC_FILE, LeRobotMeta, read_parquet
+from vla_jax.data.sources.recent import RecentlyRead
 from vla_jax.data.sources.video import VideoFrames
 from vla_jax.text.prompts import robot_prompt
 from vla_jax.types import Example
@@ -110,17 +110,13 @@ class LeRobotSource:
             prompt = self._prompt(int(self._steps["task_index"][index]))
         except ValueError as e:
             raise ValueError(f"{self._meta.where} episode {episode.index} step {step}: {e}") from e
-        steps = step + np.arange(self._chunk)
-        last = episode.length - 1
-        rows = self._starts[position] + np.minimum(steps, last)
-        actions = np.array(self._steps["action"][rows])
+        size = len(self.action_spec.dimensions)
+        steps, valid = chunk_steps(step, self._chunk, episode.length, size)
+        actions = np.array(self._steps["action"][self._starts[position] + steps])
         bad = np.flatnonzero(~np.isfinite(actions).all(axis=1))
         if len(bad):
-            at = f"{self._meta.where} episode {episode.index} step {min(step + bad[0], last)}"
+            at = f"{self._meta.where} episode {episode.index} step {steps[bad[0]]}"
             self.action_spec.validate(actions[bad[0]], where=f"{at} (repair or drop the episode)")
-        valid = None
-        if steps[-1] > last:
-            valid = np.broadcast_to((steps <= last)[:, None], actions.shape)
         return Example(images=images, prompt=prompt, action=actions, action_valid=valid)
 
     def _place(self, index: int) -> tuple[int, int]:
@@ -261,11 +257,7 @@ class _RowGroups:
 
     def __init__(self, where: str, cache_mib: int):
         self._where = where
-        self._cache: collections.OrderedDict[tuple[pathlib.Path, str, int], pa.ChunkedArray] = (
-            collections.OrderedDict()
-        )
-        self._cache_left = cache_mib * 2**20
-        self._lock = threading.Lock()
+        self._recent = RecentlyRead[pa.ChunkedArray](cache_mib, lambda column: column.nbytes)
 
     def image(self, file: pathlib.Path, camera: str, group: int, row: int) -> bytes:
         """Encoded, as stored."""
@@ -279,17 +271,8 @@ class _RowGroups:
         return data
 
     def _column(self, file: pathlib.Path, camera: str, group: int) -> pa.ChunkedArray:
-        key = (file, camera, group)
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        table = read_parquet(file, [camera], where=self._where, row_group=group)
-        column = table.column(camera)
-        with self._lock:
-            if key not in self._cache:
-                self._cache[key] = column
-                self._cache_left -= column.nbytes
-            while self._cache_left < 0 and self._cache:
-                self._cache_left += self._cache.popitem(last=False)[1].nbytes
-        return column
+        def read() -> pa.ChunkedArray:
+            table = read_parquet(file, [camera], where=self._where, row_group=group)
+            return table.column(camera)
+
+        return self._recent.get((file, camera, group), read)
