@@ -263,6 +263,22 @@ def test_rows_of_both_kinds_equal_each_kind_alone():
     assert (mixed[~is_action, 5:] == VOCABULARY.pad_id).all()
 
 
+def test_spare_rows_of_a_padded_table_are_no_words():
+    """With the table cut at 300 words, each token is the likeliest of those before it."""
+    ends = {"eos_id": VOCABULARY.eos_id, "pad_id": VOCABULARY.pad_id}
+    tokens = np.random.default_rng(3).integers(4, 300, (8, 9)).astype(np.int32)
+    inputs = _images(8)[:, None], tokens, np.ones((8, 9), bool)
+    options = np.zeros(8, np.float32), np.zeros(8, np.int32)
+    whole = make_decoder(CONFIG, "text", max_answer_tokens=1, **ends)
+    cut = make_decoder(CONFIG, "text", max_answer_tokens=1, num_words=300, **ends)
+    assert (np.asarray(whole(PARAMS, *inputs, *options)) >= 300).any()
+    for row, got in enumerate(np.asarray(cut(PARAMS, *inputs, *options))[:, 0]):
+        padded = np.pad(tokens[row], (0, _LENGTH - 9))
+        image = inputs[0][row, 0]
+        logits = np.asarray(_next_logits(PARAMS, image, padded, np.zeros(_LENGTH, bool), 9))
+        assert got == np.argmax(logits[:300])
+
+
 def test_top_k_draws_among_the_likeliest():
     ends = {"eos_id": VOCABULARY.eos_id, "pad_id": VOCABULARY.pad_id}
     count = 400

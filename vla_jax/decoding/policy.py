@@ -45,6 +45,7 @@ class Policy:
             config,
             eos_id=builder.vocabulary.eos_id,
             pad_id=builder.vocabulary.pad_id,
+            num_words=builder.vocabulary.size,
         )
         self._decode_text = make("text", max_answer_tokens=builder.max_answer_tokens)
         tokenizer = builder.action_tokenizer

@@ -48,6 +48,7 @@ class _Picker:
     max_answer_tokens: int
     automaton: Automaton | None
     top_k: int
+    num_words: int | None
 
     @property
     def length(self) -> int:
@@ -64,7 +65,8 @@ class _Picker:
             logits = run_model(self.model, params, hidden, rows, method="logits")
             return self._action(logits, step, state, temperature, seed)
         logits = run_model(self.model, params, hidden, method="logits")
-        word = self._draw(logits, temperature, seed, step).astype(jnp.int32)
+        words = logits[:, : self.num_words]
+        word = self._draw(words, temperature, seed, step).astype(jnp.int32)
         ended = (word == self.eos_id) | (step + 1 >= self.max_answer_tokens)
         if self.kind == "text":
             return word, state, ended
@@ -106,6 +108,7 @@ def make_decoder(
     max_answer_tokens: int = 0,
     automaton: Automaton | None = None,
     top_k: int = 0,
+    num_words: int | None = None,
 ) -> DecodeFn:
     """A compiled decoder for prompts of one kind, or of both in one batch.
 
@@ -117,6 +120,8 @@ def make_decoder(
       max_answer_tokens: most tokens of a text answer.
       automaton: of the action tokenizer.
       top_k: draw among so many likeliest tokens only; 0: among all.
+      num_words: the vocabulary's size. Published embedding tables are padded with spare rows; those
+        stand for nothing and do not come out as text. None: all rows are words.
 
     Raises:
       ValueError: no automaton for actions, no room for answers, or a state without a legal token.
@@ -129,7 +134,7 @@ def make_decoder(
         if not automaton.legal.any(axis=1).all():
             raise ValueError("a state of the action tokenizer has no legal token")
     model = Vla(config)
-    pick = _Picker(model, kind, eos_id, max_answer_tokens, automaton, top_k)
+    pick = _Picker(model, kind, eos_id, max_answer_tokens, automaton, top_k, num_words)
     length = pick.length
 
     @jax.jit
