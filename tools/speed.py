@@ -210,15 +210,19 @@ class Worker:
         self._pipe, theirs = context.Pipe()
         process = context.Process(target=serve, args=(kind, theirs, folder, unroll), daemon=True)
         process.start()
-        self.parameters = self._pipe.recv()[1]
+        theirs.close()  # so that its end is noticed
+        self.parameters = self._answer(kind.__name__)[1]
 
     def __call__(self, method: str, *arguments: Any) -> tuple[float, Any]:
         """Seconds, and what the method returned."""
         self._pipe.send((method, arguments))
+        return self._answer(method)
+
+    def _answer(self, to: str) -> tuple[float, Any]:
         try:
             return self._pipe.recv()
         except EOFError:
-            raise SystemExit(f"the process that runs {method!r} died; its error is above") from None
+            raise SystemExit(f"the process that runs {to!r} died; its error is above") from None
 
     def close(self) -> None:
         self._pipe.send(None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +34,21 @@ class Source(Protocol):
         Raises ValueError, naming data set and record, for a record that cannot be used.
         """
         ...
+
+
+def place(starts: Sequence[int], index: int, what: str, name: str) -> tuple[int, int]:
+    """The part (episode, shard) that holds an index, and the index inside of it.
+
+    Args:
+      starts: first index of each part, and the end of the last.
+      what: is counted; with `name`, the data set's, for the message.
+
+    Raises IndexError for an index that there is not.
+    """
+    if not 0 <= index < starts[-1]:
+        raise IndexError(f"{what} {index} of data set {name!r}, which has {starts[-1]}")
+    part = bisect.bisect_right(starts, index) - 1
+    return part, index - starts[part]
 
 
 def chunk_steps(

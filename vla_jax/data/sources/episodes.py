@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import os
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data.sources import index_files
-from vla_jax.data.sources.base import chunk_steps
+from vla_jax.data.sources.base import chunk_steps, place
 from vla_jax.data.sources.recent import RecentlyRead
 from vla_jax.data.sources.records import RecordFiles, find_feature, require_image
 from vla_jax.data.storage import FileFacts
@@ -118,10 +117,7 @@ class EpisodeSource:
 
     def locate(self, index: int) -> tuple[int, int]:
         """Record -> (episode, step)."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"step {index} of data set {self.name!r}, which has {len(self)}")
-        episode = bisect.bisect_right(self._starts, index) - 1
-        return episode, index - self._starts[episode]
+        return place(self._starts, index, "step", self.name)
 
     def read(self, index: int) -> Example:
         """Step `index`; its action is [C, A].

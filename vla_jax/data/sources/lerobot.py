@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import os
 import pathlib
 import sys
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data import storage
 from vla_jax.data.sources import index_files
-from vla_jax.data.sources.base import chunk_steps
+from vla_jax.data.sources.base import chunk_steps, place
 from vla_jax.data.sources.lerobot_meta import SPEC_FILE, LeRobotMeta, read_parquet
 from vla_jax.data.sources.recent import RecentlyRead
 from vla_jax.data.sources.video import VideoFrames
@@ -89,7 +88,7 @@ class LeRobotSource:
 
     def locate(self, index: int) -> tuple[int, int]:
         """Record -> (the episode's number in the data set, step)."""
-        position, step = self._place(index)
+        position, step = place(self._starts, index, "step", self.name)
         return self._episodes[position].index, step
 
     def read(self, index: int) -> Example:
@@ -100,7 +99,7 @@ class LeRobotSource:
 
         Raises ValueError naming data set, episode, step and file if it cannot be used.
         """
-        position, step = self._place(index)
+        position, step = place(self._starts, index, "step", self.name)
         episode = self._episodes[position]
         try:
             images = tuple(
@@ -118,12 +117,6 @@ class LeRobotSource:
             at = f"{self._meta.where} episode {episode.index} step {steps[bad[0]]}"
             self.action_spec.validate(actions[bad[0]], where=f"{at} (repair or drop the episode)")
         return Example(images=images, prompt=prompt, action=actions, action_valid=valid)
-
-    def _place(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"step {index} of data set {self.name!r}, which has {len(self)}")
-        position = bisect.bisect_right(self._starts, index) - 1
-        return position, index - self._starts[position]
 
     def _image(
         self, camera: str, video: tuple[str, float] | None, index: int

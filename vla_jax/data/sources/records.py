@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import json
 import os
 import struct
@@ -19,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from vla_jax.data import storage
 from vla_jax.data.sources import index_files
+from vla_jax.data.sources.base import place
 from vla_jax.data.storage import FileFacts
 
 # A TFRecord is: length uint64, its checksum uint32, the bytes, their checksum uint32.
@@ -64,7 +64,7 @@ class RecordFiles:
 
     def read(self, index: int) -> bytes:
         """Raises ValueError, naming file and record, if it cannot be read."""
-        shard, number = self._place(index)
+        shard, number = place(self._starts, index, "record", self.name)
         try:
             return self._shards.read(shard, number)
         except (ValueError, IndexError, RuntimeError, EOFError, OSError) as e:
@@ -84,14 +84,8 @@ class RecordFiles:
 
     def where(self, index: int) -> str:
         """`data set 'demo', /data/demo/demo-train.array_record-00003 record 17`."""
-        shard, number = self._place(index)
+        shard, number = place(self._starts, index, "record", self.name)
         return f"data set {self.name!r}, {self.files[shard].path} record {number}"
-
-    def _place(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of data set {self.name!r}, which has {len(self)}")
-        shard = bisect.bisect_right(self._starts, index) - 1
-        return shard, index - self._starts[shard]
 
     def _open(self, lengths: list[int]) -> _Shards:
         kind = self.info.file_format.value if self.info.file_format else "unknown"
