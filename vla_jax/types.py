@@ -35,6 +35,8 @@ class Example:
         `<093><181>` (y, x in 1/256 of the image).
       action: float32 [C, A], physical units, the dimensions of an `ActionSpec`.
       action_valid: bool [C, A], False for padded dimensions or chunk steps.
+      plan: what a robot sample says before it acts (chain of thought); "": nothing.
+      state: float32 [S], what the robot measures of itself, in its data set's units.
     """
 
     images: tuple[bytes | np.ndarray, ...]
@@ -42,6 +44,8 @@ class Example:
     answer: str | None = None
     action: np.ndarray | None = None
     action_valid: np.ndarray | None = None
+    plan: str = ""
+    state: np.ndarray | None = None
 
 
 class Batch(TypedDict):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +33,40 @@ class Source(Protocol):
         """Record `index`, 0 <= index < len(self). May be called by several threads at once.
 
         Raises ValueError, naming data set and record, for a record that cannot be used.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """One episode without its images, as stored: nothing is checked or cut.
+
+    Attributes:
+      where: data set and episode, for messages.
+      first: record number of its first step; its n-th step is record first + n.
+      actions: float32 [n, A], in the units of the source's ActionSpec.
+      instructions: one for each of the n steps, as stored; "" where there is none.
+      state: float32 [n, S], what the robot measured; None if it is not read.
+    """
+
+    where: str
+    first: int
+    actions: np.ndarray
+    instructions: tuple[str, ...]
+    state: np.ndarray | None = None
+
+
+@runtime_checkable
+class EpisodicSource(Source, Protocol):
+    """A source whose records are the steps of robot episodes."""
+
+    @property
+    def num_episodes(self) -> int: ...
+
+    def track(self, number: int) -> Track:
+        """Episode `number`, 0 <= number < num_episodes. No image is read.
+
+        Raises ValueError, naming the episode, if it cannot be read.
         """
         ...
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data.sources import index_files
-from vla_jax.data.sources.base import chunk_steps, place
+from vla_jax.data.sources.base import Track, chunk_steps, place
 from vla_jax.data.sources.recent import RecentlyRead
 from vla_jax.data.sources.records import RecordFiles, find_feature, require_image
 from vla_jax.data.storage import FileFacts
@@ -118,6 +118,14 @@ class EpisodeSource:
     def locate(self, index: int) -> tuple[int, int]:
         """Record -> (episode, step)."""
         return place(self._starts, index, "step", self.name)
+
+    def track(self, number: int) -> Track:
+        """See `EpisodicSource`."""
+        episode = self._episode(number)
+        steps = len(episode.actions)
+        texts = episode.prompts if len(episode.prompts) > 1 else episode.prompts * steps
+        where = f"{self._records.where(number)} (episode {number})"
+        return Track(where, self._starts[number], episode.actions, tuple(texts))
 
     def read(self, index: int) -> Example:
         """Step `index`; its action is [C, A].

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data import storage
 from vla_jax.data.sources import index_files
-from vla_jax.data.sources.base import chunk_steps, place
+from vla_jax.data.sources.base import Track, chunk_steps, place
 from vla_jax.data.sources.lerobot_meta import SPEC_FILE, LeRobotMeta, read_parquet
 from vla_jax.data.sources.recent import RecentlyRead
 from vla_jax.data.sources.video import VideoFrames
@@ -90,6 +90,17 @@ class LeRobotSource:
         """Record -> (the episode's number in the data set, step)."""
         position, step = place(self._starts, index, "step", self.name)
         return self._episodes[position].index, step
+
+    def track(self, number: int) -> Track:
+        """See `EpisodicSource`."""
+        episode, first = self._episodes[number], self._starts[number]
+        steps = self._steps[first : self._starts[number + 1]]
+        return Track(
+            where=f"{self._meta.where} episode {episode.index}",
+            first=first,
+            actions=np.array(steps["action"]),
+            instructions=tuple(self._tasks.get(task, "") for task in steps["task_index"].tolist()),
+        )
 
     def read(self, index: int) -> Example:
         """Step `index`; its action is [C, A].
