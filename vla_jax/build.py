@@ -23,8 +23,9 @@ from vla_jax.checkpoints.pretrained import (
     load_pretrained,
 )
 from vla_jax.config import Config
+from vla_jax.data.config import DataConfig
 from vla_jax.data.loader import Loader
-from vla_jax.data.mixture import DataConfig, Mixture
+from vla_jax.data.mixture import Mixture
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
 from vla_jax.data.sources.opening import open_source

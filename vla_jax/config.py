@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from vla_jax import schema
-from vla_jax.data.mixture import DataConfig
+from vla_jax.data.config import DataConfig
 from vla_jax.evaluation.base import EvaluationConfig
 from vla_jax.models.presets import ModelConfig
 from vla_jax.sharding.mesh import MeshConfig

@@ -15,8 +15,9 @@ from PIL import Image
 from tests.data.examples import SIZE, encoded, pixels, rows
 from vla_jax.actions.spec import end_effector_spec
 from vla_jax.data import images
+from vla_jax.data.config import SourceConfig
 from vla_jax.data.loader import Loader, evaluation_batches
-from vla_jax.data.mixture import Mixture, SourceConfig
+from vla_jax.data.mixture import Mixture
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.opening import open_source
 from vla_jax.data.tfds_writer import write_image_text
@@ -146,7 +147,8 @@ def test_a_closed_or_forgotten_loader_reads_no_more(mixture, sources, builder):
 def test_a_program_may_end_while_the_loader_reads_ahead(web_data):
     program = f"""
 from vla_jax.data.loader import Loader
-from vla_jax.data.mixture import Mixture, SourceConfig
+from vla_jax.data.config import SourceConfig
+from vla_jax.data.mixture import Mixture
 from vla_jax.data.sources.opening import open_source
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.text.vocabulary import Vocabulary

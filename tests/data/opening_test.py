@@ -17,8 +17,8 @@ from tests.data.oxe_test import _write as write_oxe
 from vla_jax import schema
 from vla_jax.actions.spec import end_effector_spec
 from vla_jax.build import make_mixture, open_sources
+from vla_jax.data.config import DataConfig, SourceConfig
 from vla_jax.data.loader import Loader
-from vla_jax.data.mixture import DataConfig, SourceConfig
 from vla_jax.data.oxe.record import measure
 from vla_jax.data.oxe.records import find_record
 from vla_jax.data.sources.opening import open_source

@@ -15,8 +15,8 @@ from tests.evaluation.fakes import SPEC, FakePolicy
 from vla_jax import config as config_lib
 from vla_jax.actions.uniform import UniformTokenizer
 from vla_jax.config import Config
+from vla_jax.data.config import DataConfig, SourceConfig
 from vla_jax.data.generate import ImageTextRow
-from vla_jax.data.mixture import DataConfig, SourceConfig
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.opening import open_source
 from vla_jax.data.tfds_writer import write_episodes, write_image_text

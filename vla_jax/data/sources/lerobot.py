@@ -99,7 +99,9 @@ class LeRobotSource:
             where=f"{self._meta.where} episode {episode.index}",
             first=first,
             actions=np.array(steps["action"]),
-            instructions=tuple(self._tasks.get(task) or "" for task in steps["task_index"].tolist()),
+            instructions=tuple(
+                self._tasks.get(task) or "" for task in steps["task_index"].tolist()
+            ),
         )
 
     def read(self, index: int) -> Example:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from vla_jax.actions.spec import ActionSpec
-from vla_jax.data.mixture import SourceConfig
+from vla_jax.data.config import SourceConfig
 from vla_jax.data.oxe.record import measure
 from vla_jax.data.oxe.records import find_record
 from vla_jax.data.sources.base import Source
