@@ -95,6 +95,7 @@ class LeRobotSource:
         """See `EpisodicSource`."""
         episode, first = self._episodes[number], self._starts[number]
         steps = self._steps[first : self._starts[number + 1]]
+        tasks = steps["task_index"].tolist()
         return Track(
             where=f"{self._meta.where} episode {episode.index}",
             first=first,
