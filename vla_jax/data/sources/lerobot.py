@@ -100,9 +100,7 @@ class LeRobotSource:
             where=f"{self._meta.where} episode {episode.index}",
             first=first,
             actions=np.array(steps["action"]),
-            instructions=tuple(
-                self._tasks.get(task) or "" for task in steps["task_index"].tolist()
-            ),
+            instructions=tuple(self._tasks.get(task) or "" for task in tasks),
         )
 
     def read(self, index: int) -> Example:
