@@ -22,7 +22,8 @@ from vla_jax.data.sources.base import EpisodicSource
 from vla_jax.data.storage import FileFacts
 
 RELATIVE_ACCURACY = 1e-3
-"""Of a quantile, as a share of its value: a quarter of one of 256 bins between symmetric bounds."""
+"""Of a quantile, as a share of its value: an eighth of one of 256 bins between symmetric bounds. Of
+a number that is far from 0 for its range it says less."""
 
 LEAST_RANGE = 1e-4
 """Of a dimension that bounds may be taken from: 0.1 mm, 0.006 degrees."""
@@ -75,6 +76,12 @@ class Statistics:
         found = np.array([sketch.quantile(share) for sketch in self._sketches])
         return np.clip(found, self.low, self.high)
 
+    def spread(self) -> np.ndarray:
+        """float64 [D], the most that q99 - q01 can be, given the accuracy of both."""
+        q01, q99 = self.quantile(0.01), self.quantile(0.99)
+        unsure = RELATIVE_ACCURACY / (1 - RELATIVE_ACCURACY) * (np.abs(q01) + np.abs(q99))
+        return np.minimum(q99 - q01 + unsure, self.high - self.low)
+
     def add(self, values: np.ndarray) -> None:
         """Adds rows [n, D]. Raises ValueError for another D."""
         values = np.asarray(values, np.float64)
@@ -105,7 +112,7 @@ class Statistics:
         for mine, theirs in zip(self._sketches, other._sketches):
             mine.merge(theirs)
 
-    def summary(self) -> dict[str, dict[str, float]]:
+    def summary(self) -> dict[str, dict[str, float | None]]:
         """The figures of each dimension, by name, for people; None where nothing is finite."""
         columns = {
             "count": self.count,
@@ -173,9 +180,9 @@ class EpisodeStatistics(NamedTuple):
     state: Statistics | None
 
 
-def measure_episodes(source: EpisodicSource, numbers: Iterable[int] | None = None) -> (
-    EpisodeStatistics
-):  # fmt: skip
+def measure_episodes(
+    source: EpisodicSource, numbers: Iterable[int] | None = None
+) -> EpisodeStatistics:
     """One pass over episodes, without their images, with progress.
 
     Args:
@@ -227,7 +234,9 @@ def load_or_measure(source: FiledSource, what: str) -> EpisodeStatistics:
     kept = index_files.load_or_build(source.files, what, build)
     episodes, actions, state = json.loads(kept.tobytes())
     return EpisodeStatistics(
-        episodes, Statistics.from_json(actions), None if state is None else Statistics.from_json(state)
+        episodes,
+        Statistics.from_json(actions),
+        None if state is None else Statistics.from_json(state),
     )
 
 
@@ -255,20 +264,18 @@ def require_ranges(
     """
     chosen = list(statistics.names if names is None else names)
     floors = np.broadcast_to(np.asarray(floor, np.float64), len(chosen))
-    q01, q99 = statistics.quantile(0.01), statistics.quantile(0.99)
-    wrong = []
+    spread, wrong = statistics.spread(), []
     for name, least in zip(chosen, floors):
         i = statistics.names.index(name)
-        bad, low, high = statistics.nan[i] + statistics.infinite[i], q01[i], q99[i]
+        bad, low, high = (
+            x[i] for x in (statistics.nan + statistics.infinite, statistics.low, statistics.high)
+        )
         if bad or not statistics.count[i]:
             wrong.append(f"{name} has {bad} values that are NaN or infinite")
-        elif high - low < least and not (
-            constant and statistics.high[i] - statistics.low[i] <= _CONSTANT
-        ):
+        elif spread[i] < least and not (constant and high - low <= _CONSTANT):
             wrong.append(
-                f"{name} has a range of {high - low:.3g} (1st to 99th percentile {low:.4g} .. "
-                f"{high:.4g}, all {statistics.low[i]:.4g} .. {statistics.high[i]:.4g}), less than "
-                f"{least:g}"
+                f"{name} has a range of {spread[i]:.3g} between its 1st and 99th percentile, less "
+                f"than {least:g} (all its values: {low:.6g} to {high:.6g})"
             )
     if wrong:
         raise ValueError(f"{where}: no bounds can be taken from {'; '.join(wrong)}: {remedy}")
@@ -293,11 +300,7 @@ class _Sketch:
             self._inside.add(value)
 
     def merge(self, other: _Sketch) -> None:
-        for mine, theirs in zip(self._stores, other._stores):
-            mine.merge(theirs)
-        self._inside = BaseDDSketch(
-            self._inside._mapping, *self._stores, self._zeros + other._zeros
-        )
+        self._inside.merge(other._inside)
 
     def quantile(self, share: float) -> float:
         """Interpolated between the values of the two nearest ranks; NaN if there is none."""

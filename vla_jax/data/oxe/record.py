@@ -221,9 +221,7 @@ class OxeRecord:
         ]
 
 
-def measure(
-    record: OxeRecord, path: str | os.PathLike[str], split: str = "train"
-) -> Quantiles:
+def measure(record: OxeRecord, path: str | os.PathLike[str], split: str = "train") -> Quantiles:
     """Quantiles of a data set's converted actions.
 
     Kept beside the data, see `index_files`.
