@@ -61,16 +61,16 @@ def line_plot(
         return px, py
 
     parts = []
+    for tick in _ticks(y_low, y_high, 4):
+        y = place(x_low, tick)[1]
+        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_GRID}"/>')
+        parts.append(_text(left - 7, y + 4, _number(tick), anchor="end"))
     for bound in bounds:
         y = place(x_low, bound)[1]
         parts.append(
             f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_BOUND}" '
             'stroke-dasharray="4 3"/>'
         )
-    for tick in _ticks(y_low, y_high, 4):
-        y = place(x_low, tick)[1]
-        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_GRID}"/>')
-        parts.append(_text(left - 7, y + 4, _number(tick), anchor="end"))
     for tick in _ticks(x_low, x_high, 5):
         parts.append(_text(place(tick, y_low)[0], bottom + 16, _number(tick), anchor="middle"))
     parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_AXIS}"/>')
@@ -209,7 +209,7 @@ def histogram(
         if count
     )
     parts = [f'<path d="{bars}" fill="{PALETTE[0]}"/>']
-    parts += [_text(left - 7, top + 6, _number(most), anchor="end")]
+    parts.append(_text(left - 7, top + 6, _count(most), anchor="end"))
     for bound in bounds:
         if low <= bound <= high:
             x = place(bound)
@@ -295,3 +295,8 @@ def _number(value: float) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.4g}"
+
+
+def _count(value: int) -> str:
+    """In at most five letters."""
+    return f"{value / 1e6:.3g}M" if value >= 1e6 else _number(float(f"{value:.3g}"))

@@ -86,11 +86,14 @@ class Ranges:
             seen = f"{dimension.name} is {low:.4g} in every step"
             remedy = "Check how it was recorded. If the robot does not use it, leave it."
         elif dimension.levels is None and spread < self._limits.flat_share * width:
-            bins = max(1, round(256 * spread / width))
             seen = (
-                f"{dimension.name} has 98% of its values within {spread:.3g} {dimension.unit}, "
-                f"about {bins} of 256 bins"
+                f"{dimension.name} has 98% of its values within {spread:.3g} {dimension.unit}, all "
+                f"within {low:.4g} .. {high:.4g}"
             )
+            if high - low > 0.5 * width:  # some steps use it fully
+                remedy = "Right for a motion that is rare."
+                return Finding("note", self._name, "flat dimension", "", seen, remedy)
+            seen += f": about {max(1, round(256 * spread / width))} of 256 bins"
             remedy = (
                 f"Check its unit, and its bounds {dimension.low:g} .. {dimension.high:g}: this is "
                 "too coarse to learn from."
