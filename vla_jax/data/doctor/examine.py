@@ -152,11 +152,8 @@ def examine(data: DataConfig, options: Options = Options()) -> Report:
             )
             continue
         look_at(source, report, options, thumbnails=max(2, options.thumbnails // len(data.sources)))
-        if config.kind == "lerobot" and source.action_spec is not None:
-            intervals = step_intervals(name, config)
-            report.findings += rate_findings(name, intervals, source.action_spec.control_hz)
-        elif source.action_spec is not None:
-            report.unchecked.append("rate: the source has no timestamps")
+        if source.action_spec is not None:
+            _look_at_rate(report, source.action_spec.control_hz)
     compare(reports)
     return Report(reports, time.monotonic() - begun)
 
@@ -176,6 +173,18 @@ def look_at(source: Source, report: SourceReport, options: Options, *, thumbnail
     thumbnails = min(thumbnails, 12, len(groups))
     report.pictures = Pictures(report.name, source, groups, thumbnails=thumbnails)
     report.findings += report.pictures.findings()
+
+
+def _look_at_rate(report: SourceReport, control_hz: float) -> None:
+    if report.config.kind != "lerobot":
+        report.unchecked.append("rate: no timestamps are read")
+        return
+    try:
+        intervals = step_intervals(report.name, report.config)
+    except (ValueError, OSError) as e:
+        report.unchecked.append(f"rate: {e}")
+        return
+    report.findings += rate_findings(report.name, intervals, control_hz)
 
 
 def compare(reports: list[SourceReport]) -> None:

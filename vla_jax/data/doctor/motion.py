@@ -122,7 +122,13 @@ class Idle:
 
 
 class Gripper:
-    """Closedness that is none, or the wrong way round."""
+    """Closedness that is none, or the wrong way round.
+
+    Args:
+      state: the gripper's number of the measured state, if it is known.
+
+    `add` raises ValueError if there is no such number.
+    """
 
     def __init__(
         self, name: str, spec: ActionSpec, limits: Limits, state: GripperState | None = None
@@ -153,6 +159,12 @@ class Gripper:
             self._closes[i] += (first > 0).sum()
             self._opens[i] += (first < 0).sum()
         if track.state is not None and np.isfinite(track.state).all():
+            size = track.state.shape[1]
+            if self._state is not None and self._state.index >= size:
+                raise ValueError(
+                    f"state_{self._state.index} is to be the gripper's, but data set "
+                    f"{self._name!r} has state_0 to state_{size - 1}"
+                )
             self._follows.add(values.astype(np.float64), track.state.astype(np.float64))
 
     def findings(self) -> Iterator[Finding]:

@@ -90,12 +90,18 @@ def _mixture(report: Report, figures: Figures) -> Markup:
             f"{source.records:,}",
             f"{source.robot.episodes:,}" if source.robot else "–",
             percent(source.share, 1),
-            # Passes over this data set while the mixture gives a million samples.
             number(1e6 * source.share / source.records) if source.records else "–",
         ]
         for source in report.sources
     ]
-    header = ["data set", "kind", "records", "episodes", "share of samples", "epochs a million"]
+    header = [
+        "data set",
+        "kind",
+        "records",
+        "episodes",
+        "share of samples",
+        "epochs per million samples",
+    ]
     shares = [(source.name, source.share) for source in report.sources]
     chart = figures.figure(pie(shares, title="shares of samples"), "Shares of the samples.")
     return section(
