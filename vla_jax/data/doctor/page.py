@@ -69,12 +69,12 @@ def _finding_table(findings: list[Finding], *, with_source: bool) -> Markup:
     rows = []
     for finding in findings:
         sure = "" if finding.confidence == "certain" else f" ({finding.confidence})"
-        where = f'<small class="faint">{escape(_short(finding.where))}</small>'
+        where = f'<div class="faint">{escape(_short(finding.where))}</div>'
         row = [
             Markup(f'<span class="badge {finding.severity}">{finding.severity}</span>'),
             *([finding.source] if with_source else []),
             finding.check + sure,
-            Markup(f"{escape(_short(finding.seen))}{'<br>' if finding.where else ''}{where}"),
+            Markup(f"{escape(_short(finding.seen))}{where}"),
             finding.remedy,
         ]
         rows.append(row)

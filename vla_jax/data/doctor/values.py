@@ -64,6 +64,7 @@ class Ranges:
         self.statistics.add(track.actions)
         below = track.actions < self._low - self._slack
         outside = below | (track.actions > self._high + self._slack)
+        outside &= np.isfinite(track.actions)
         self._clipped += outside.sum(0)
         for i in np.flatnonzero(outside.any(0)):
             self._first[i] = self._first[i] or f"{track.where} step {outside[:, i].argmax()}"
