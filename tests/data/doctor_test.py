@@ -125,7 +125,7 @@ def test_a_clean_set_without_state_says_what_was_not_checked():
     report = diagnose(episodes, episodes=10)
     assert report.findings == []
     assert [words.split(":")[0] for words in report.sources[0].unchecked] == [
-        "14 episodes, as asked", "lag and gripper against the measured state"
+        "14 episodes, as asked", "action lag, gripper against the measured one"
     ]  # fmt: skip
 
 
@@ -330,6 +330,23 @@ def test_absolute_actions_are_targets():
         e.actions[10:30] = e.actions[10]
     (idle,) = of_check(diagnose(episodes, spec), "idle frames")
     assert idle.where.endswith("steps 10 to 29") or idle.where.endswith("steps 11 to 29")
+
+
+def test_a_lag_that_cannot_be_told_is_said_so():
+    short = clean()
+    for e in short:
+        assert e.state is not None
+        e.actions, e.state = e.actions[:13], e.state[:13]  # 7 lags need 14 steps, of differences
+        e.images, e.instructions = e.images[:13], e.instructions[:13]
+    assert diagnose(short).sources[0].unchecked == [
+        "action lag: no episode with a state has 14 steps or more"
+    ]
+    apart = clean()
+    for e in apart:
+        e.state = np.random.default_rng(3).normal(size=(len(e.actions), 2)).astype(np.float32)
+    assert diagnose(apart).sources[0].unchecked == [
+        "action lag: no measured number follows an action (correlation below 0.5)"
+    ]
 
 
 def test_correlation_equals_numpy():

@@ -222,12 +222,12 @@ def _robot(source: EpisodicSource, report: SourceReport, options: Options) -> li
     spec, name = source.action_spec, report.name
     assert spec is not None, name
     ranges, instructions = Ranges(name, spec, options.limits), Instructions(name)
-    lengths = Lengths(name, options.limits)
+    lengths, lag = Lengths(name, options.limits), Lag(name, spec, options.limits)
     checks: list[EpisodeCheck] = [
         Finite(name, spec),
         ranges,
         Gripper(name, spec, options.limits, options.gripper_state),
-        Lag(name, spec, options.limits),
+        lag,
         Idle(name, spec, options.limits),
         instructions,
         lengths,
@@ -264,7 +264,9 @@ def _robot(source: EpisodicSource, report: SourceReport, options: Options) -> li
     if len(numbers) < source.num_episodes:
         report.unchecked.append(f"{source.num_episodes - len(numbers)} episodes, as asked")
     if steps and state is None:
-        report.unchecked.append("lag and gripper against the measured state: no state is read")
+        report.unchecked.append("action lag, gripper against the measured one: no state is read")
+    elif lag.unchecked:
+        report.unchecked.append(lag.unchecked)
     steps = [steps[i] for i in _spread(len(steps), max(1, options.pictures // _STEPS_SHOWN))]
     return [[first + step for step in _spread(n, _STEPS_SHOWN)] for first, n in steps if n]
 

@@ -66,7 +66,7 @@ class Limits:
       idle_seconds: the arm may stand still so long; a longer run counts.
       idle_share: of all steps that may lie in such runs.
       short_steps: least length of an episode; a tenth of the median too.
-      lag_steps: later (and a third of it, earlier) than the action its motion is looked for.
+      lag_seconds: so much later than an action, and half as much earlier, its motion is looked for.
       least_correlation: to believe that a measured number follows an action.
     """
 
@@ -76,5 +76,5 @@ class Limits:
     idle_seconds: float = 2.0
     idle_share: float = 0.1
     short_steps: int = 3
-    lag_steps: int = 9
+    lag_seconds: float = 0.8
     least_correlation: float = 0.5

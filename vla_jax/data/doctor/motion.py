@@ -41,15 +41,18 @@ class Correlation:
 
     Args:
       lags: steps that y is later.
+
+    Attributes:
+      least: steps of the shortest episode that is used.
     """
 
     def __init__(self, lags: range):
-        self.lags = lags
+        self.lags, self.least = lags, 2 * len(lags)
         self._sums: list[list[np.ndarray]] = []
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """One episode, x [n, X] and y [n, Y]; each is taken relative to its mean."""
-        if len(x) < 2 * len(self.lags):
+        if len(x) < self.least:
             return
         x, y = x - x.mean(0), y - y.mean(0)
         sums = []
@@ -141,7 +144,7 @@ class Gripper:
         self._outside, self._steps = np.zeros(size, int), 0
         self._where = ""
         self._opens, self._closes = np.zeros(size, int), np.zeros(size, int)
-        self._follows = Correlation(range(0, limits.lag_steps + 1))
+        self._follows = Correlation(range(_lag_steps(spec, limits) + 1))
 
     def add(self, track: Track) -> None:
         values = track.actions[:, self._columns]
@@ -238,7 +241,8 @@ class Lag:
     def __init__(self, name: str, spec: ActionSpec, limits: Limits):
         self._name, self._spec, self._limits = name, spec, limits
         self._moving, self._change = moving(spec), is_change(spec)
-        self._follows = Correlation(range(-(limits.lag_steps // 3), limits.lag_steps + 1))
+        steps = _lag_steps(spec, limits)
+        self._follows = Correlation(range(-((steps + 1) // 2), steps + 1))
 
     def add(self, track: Track) -> None:
         if track.state is None or not len(self._moving):
@@ -253,20 +257,18 @@ class Lag:
         else:
             self._follows.add(np.diff(actions, axis=0)[:-1], moved[1:])
 
+    @property
+    def unchecked(self) -> str:
+        """Why nothing can be said; "" if it can."""
+        if not self._follows.result().size:
+            return f"action lag: no episode with a state has {self._follows.least} steps or more"
+        if not self._votes():
+            least = self._limits.least_correlation
+            return f"action lag: no measured number follows an action (correlation below {least:g})"
+        return ""
+
     def findings(self) -> Iterator[Finding]:
-        found = np.abs(self._follows.result())
-        if not found.size:
-            return
-        lags = np.array(self._follows.lags)
-        votes: dict[int, list[str]] = {}
-        for i, column in enumerate(self._moving):
-            best, state = np.unravel_index(found[:, i].argmax(), found[:, i].shape)
-            r, at_once = found[best, i, state], found[lags == 0, i, state][0]
-            if r < self._limits.least_correlation:
-                continue
-            lag = int(lags[best]) if r > at_once + _MARGIN else 0
-            shown = f"{self._spec.names[column]} {r:.2f} (at once {at_once:.2f})"
-            votes.setdefault(lag, []).append(shown)
+        votes = self._votes()
         if not votes:
             return
         lag = max(votes, key=lambda k: len(votes[k]))
@@ -286,3 +288,21 @@ class Lag:
             f"correlation: {', '.join(votes[lag])}",
             remedy, "likely",
         )  # fmt: skip
+
+    def _votes(self) -> dict[int, list[str]]:
+        """Lag -> dimensions that are followed at it, with their correlations."""
+        found = np.abs(self._follows.result())
+        lags, votes = np.array(self._follows.lags), {}
+        for i, column in enumerate(self._moving if found.size else ()):
+            best, state = np.unravel_index(found[:, i].argmax(), found[:, i].shape)
+            r, at_once = found[best, i, state], found[lags == 0, i, state][0]
+            if r < self._limits.least_correlation:
+                continue
+            lag = int(lags[best]) if r > at_once + _MARGIN else 0
+            shown = f"{self._spec.names[column]} {r:.2f} (at once {at_once:.2f})"
+            votes.setdefault(lag, []).append(shown)
+        return votes
+
+
+def _lag_steps(spec: ActionSpec, limits: Limits) -> int:
+    return max(2, round(limits.lag_seconds * spec.control_hz))

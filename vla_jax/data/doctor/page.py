@@ -177,18 +177,22 @@ def _robot(robot: RobotFacts, figures: Figures) -> list[str]:
     caption = (
         f"Each dimension: values of all steps in {BINS} bins, and over the steps of "
         f"{len(robot.traces)} episodes. Broken lines are the bounds; what is further out than a "
-        "quarter of their width is in the outermost bins."
+        "quarter of their width is in the outermost bins. Percentiles in the table are to 0.1% of "
+        "their value."
     )
     parts.append(figures.figure("", caption))
     if robot.lengths:
-        counts, edges = np.histogram(robot.lengths, bins=min(40, max(1, max(robot.lengths))))
-        bars = histogram(counts.tolist(), float(edges[0]), float(edges[-1]), x_label="steps")
+        shortest, longest = min(robot.lengths), max(robot.lengths)
+        wide = -(-(longest + 1 - shortest) // 40)  # whole steps
+        edges = np.arange(shortest, longest + wide + 1, wide)
+        counts = np.histogram(robot.lengths, edges)[0].tolist()
+        bars = histogram(counts, float(edges[0]), float(edges[-1]), x_label="steps")
         parts.append(
             "<h3>Episode length</h3>"
             + figures.figure(
                 bars,
                 f"{len(robot.lengths):,} episodes, {sum(robot.lengths):,} steps: "
-                f"{min(robot.lengths)} to {max(robot.lengths)}, median "
+                f"{shortest} to {longest}, median "
                 f"{np.median(robot.lengths):g}.",
             )
         )
