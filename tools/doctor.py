@@ -1,7 +1,7 @@
 """Looks for what is wrong with data before a run is spent on it.
 
     python tools/doctor.py configs/demo_cotrain.py
-    python tools/doctor.py demo_out/data/robot
+    python tools/doctor.py demo_out/data/robot --state steps/observation/state
     python tools/doctor.py /data/aloha --kind lerobot --cameras observation.images.top
 
 Reads the numbers of every episode and a sample of the pictures, of all data sets of a config
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="train")
     parser.add_argument("--record", default="", help="name of an Open X-Embodiment data set")
     parser.add_argument("--cameras", default="", help="image features, with commas between")
+    parser.add_argument("--state", default="", help="features that the robot measures, likewise")
     parser.add_argument("--episodes", type=int, default=0, help="look at so many; 0: all")
     parser.add_argument("--pictures", type=int, default=120, help="look at so many of a data set")
     parser.add_argument(
@@ -74,9 +75,16 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> DataConfig:
         return parse(load_config(options.data, overrides)).data
     if overrides:
         raise ValueError(f"--config.{overrides[0]}: overrides are of a config file")
-    cameras = tuple(filter(None, options.cameras.split(",")))
+    cameras, state = (
+        tuple(filter(None, names.split(","))) for names in (options.cameras, options.state)
+    )
     source = SourceConfig(
-        options.kind, options.data, options.split, record=options.record, cameras=cameras
+        options.kind,
+        options.data,
+        options.split,
+        record=options.record,
+        cameras=cameras,
+        state=state,
     )
     return DataConfig({Path(options.data).name or "data": source})
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.util
 import io
 import json
 import subprocess
@@ -70,7 +72,8 @@ class MemorySource:
         return Example((episode.images[step],), episode.instructions[step])
 
 
-def picture(seed: list[int], tint: tuple[int, int, int] = (30, 0, -30)) -> bytes:
+@functools.cache
+def picture(*seed: int, tint: tuple[int, int, int] = (30, 0, -30)) -> bytes:
     """A reddish one, of its own."""
     noise = np.random.default_rng(seed).integers(60, 180, (6, 6, 3)) + np.array(tint)
     buffer = io.BytesIO()
@@ -96,7 +99,7 @@ def clean() -> list[Episode]:
             Episode(
                 actions.astype(np.float32),
                 state.astype(np.float32),
-                [picture([number, t]) for t in range(steps)],
+                [picture(number, t) for t in range(steps)],
                 [words] * steps,
             )
         )
@@ -159,7 +162,7 @@ def _lag(steps: int):
 def _copy(episodes):
     episodes[9] = episodes[3]
     episodes[11] = dataclasses.replace(episodes[4], images=episodes[11].images)
-    episodes[11].images += [picture([99])] * (len(episodes[4].actions) - len(episodes[11].images))
+    episodes[11].images += [picture(99)] * (len(episodes[4].actions) - len(episodes[11].images))
 
 
 def _instructions(words: str):
@@ -191,12 +194,12 @@ def _images(image: bytes | np.ndarray, numbers=range(EPISODES), steps=slice(None
 
 def _exchange(episodes):
     for number, e in enumerate(episodes):
-        e.images = [picture([number, t], (-30, 0, 30)) for t in range(len(e.images))]
+        e.images = [picture(number, t, tint=(-30, 0, 30)) for t in range(len(e.images))]
 
 
 def _frozen(episodes):
     for number in range(0, EPISODES, 2):
-        episodes[number].images = [picture([number])] * len(episodes[number].images)
+        episodes[number].images = [picture(number)] * len(episodes[number].images)
 
 
 FAULTS = {
@@ -228,13 +231,13 @@ FAULTS = {
     "placeholder": (_instructions("N/A"), "warning", "meaningless instruction", "1 episodes say"),
     "one instruction": (_one_instruction, "note", "one instruction", "all 24 episodes"),
     "short": (_short, "warning", "short episode", "2 of 24 episodes have fewer than 4.15 steps"),
-    "cut off picture": (_images(picture([1])[:60], [0], slice(0, 1)), "error",
+    "cut off picture": (_images(picture(1)[:60], [0], slice(0, 1)), "error",
                         "undecodable picture", "1 of 120 sampled"),
     "no picture": (_images(b"none", [0]), "error", "undecodable picture", "6 of 120 sampled"),
     "black": (_images(np.zeros((8, 8, 3), np.uint8), [0], slice(0, 1)), "warning",
               "blank picture", "1 of 120 sampled"),
     "frozen": (_frozen, "warning", "frozen camera", "of 20 sampled episodes"),
-    "pictures copied": (_images(picture([7])), "warning", "identical pictures", "of 120 sampled"),
+    "pictures copied": (_images(picture(7)), "warning", "identical pictures", "of 120 sampled"),
     "BGR": (_exchange, "warning", "red and blue exchanged?", "view 0: blue is above red in 100%"),
 }  # fmt: skip
 # What a fault brings along besides.
@@ -384,7 +387,7 @@ def test_data_sets_are_compared():
     ):  # fmt: skip
         episodes = clean()
         for i, e in enumerate(episodes):
-            e.images = [picture([i, t], tint) for t in range(len(e.images))]
+            e.images = [picture(i, t, tint=tint) for t in range(len(e.images))]
         reports.append(SourceReport(name, CONFIG, 1 / 3))
         look_at(MemorySource(episodes, spec, name), reports[-1], Options(), thumbnails=1)  # pyright: ignore
     compare(reports)
@@ -503,27 +506,20 @@ def test_what_cannot_be_opened_is_a_finding(tmp_path, arm_data, web_data):
     write_report(report, tmp_path / "doctor.html", title="Data")
 
 
-def test_the_tool_ends_with_an_exit_code(tmp_path, arm_data, web_data):
-    config, gone = tmp_path / "config.py", tmp_path / "gone"
+def test_the_tool_ends_with_an_exit_code(tmp_path, arm_data, web_data, capsys):
+    config = tmp_path / "config.py"
     text = (ROOT / "configs/demo_cotrain.py").read_text()
     for name, path in (("robot", arm_data), ("web", web_data)):
         text = text.replace(f"demo_out/data/{name}", str(path))
     config.write_text(text)
-    calls = {
-        "clean": [config],
-        "errors": [config, "--pictures", 6, f"--config.data.sources.web.path={gone}"],
-        "bad": [tmp_path / "none.py"],
-    }
-    running = {
-        name: subprocess.Popen(
-            [sys.executable, "tools/doctor.py", *map(str, call), "--out", str(tmp_path / name)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        )
-        for name, call in calls.items()
-    }  # fmt: skip
-    said = {name: process.communicate(timeout=120) for name, process in running.items()}
-    codes = {name: process.returncode for name, process in running.items()}
-    assert codes == {"clean": 0, "errors": 1, "bad": 2}, said
+    spec = importlib.util.spec_from_file_location("doctor", ROOT / "tools/doctor.py")
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    overrides = ["--config.data.sources.robot.state=('steps/observation/state',)"]
+    code = tool.main([str(config), *overrides, "--out", str(tmp_path / "clean")])
+    said = capsys.readouterr().out
+    assert code == 0, said
     plain = json.loads((tmp_path / "clean" / "doctor.json").read_text())
     assert plain["findings"] == []
     assert {name: s["records"] for name, s in plain["sources"].items()} == {
@@ -532,9 +528,25 @@ def test_the_tool_ends_with_an_exit_code(tmp_path, arm_data, web_data):
     assert plain["sources"]["robot"]["episodes"] == 20
     page = Page((tmp_path / "clean" / "doctor.html").read_text())
     assert page.row("robot")[2:4] == ["830", "20"] and len(page.images) == 24
-    assert said["clean"][0].splitlines()[-1].startswith("0 errors, 0 warnings, 0 notes: ")
-    assert "ERROR web: cannot be opened" in said["errors"][0] and str(gone) in said["errors"][0]
-    assert said["bad"][1].splitlines()[-1].startswith("error: no config file")
+    assert said.splitlines()[-1].startswith("0 errors, 0 warnings, 0 notes: ")
+    assert plain["sources"]["robot"]["state"]["state_6"]["max"] == 1
+    assert plain["sources"]["robot"]["unchecked"] == ["rate: no timestamps are read"]
+
+    arguments = [arm_data, "--state", "steps/observation/state", "--gripper_state", "6:opening"]
+    command = [sys.executable, "tools/doctor.py", *arguments, "--out", tmp_path / "errors"]
+    ran = subprocess.run(
+        [str(c) for c in command], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert "ERROR arm: inverted gripper: state_6, the gripper's opening, goes the" in ran.stdout
+
+    for bad, message in (
+        ([tmp_path / "none.py"], "error: no config file"),
+        ([arm_data, "--gripper_state", "6"], "error: --gripper_state=6: expected e.g. 7:clo"),
+        ([arm_data, "--config.data.seed=1"], "error: --config.data.seed=1: overrides are of a"),
+    ):
+        assert tool.main([str(word) for word in bad]) == 2
+        assert capsys.readouterr().err.startswith(message)
 
 
 @pytest.mark.parametrize(("image_format", "broken"), [("PNG", 0), ("JPEG", 0), ("WEBP", 1)])
