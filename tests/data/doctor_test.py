@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -418,6 +420,22 @@ def test_timestamps_against_the_rate(tmp_path):
     assert gap.severity == "warning" and f"{1 / len(intervals):.2%} of the intervals" in gap.seen
     (still,) = rate_findings("arm", np.zeros(5), FPS)
     assert "steps come 0 s apart" in still.seen
+
+
+def test_a_lerobot_data_set_of_another_rate(tmp_path):
+    spec = end_effector_spec("arm", max_position_m=0.05, max_rotation_rad=0.1, control_hz=FPS)
+    path = _write_v2(tmp_path / "arm", spec, "image")
+    data = DataConfig({"arm": SourceConfig("lerobot", str(path), "all", cameras=CAMERAS)})
+    right = examine(data)
+    assert of_check(right, "wrong rate") == []
+    assert not any(words.startswith("rate") for words in right.sources[0].unchecked)
+    for file in path.glob("data/*/*.parquet"):
+        table = pq.read_table(file)
+        times = pa.array(table["timestamp"].to_numpy() / 3, table.schema.field("timestamp").type)
+        column = table.schema.get_field_index("timestamp")
+        pq.write_table(table.set_column(column, "timestamp", times), file)
+    (finding,) = of_check(examine(data), "wrong rate")
+    assert "by their timestamps steps come 30 a second, the ActionSpec says 10" in finding.seen
 
 
 def test_report_shows_what_was_found(tmp_path):

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from ddsketch.ddsketch import BaseDDSketch
@@ -207,7 +207,6 @@ def measure_episodes(
     return EpisodeStatistics(len(numbers), actions, state)
 
 
-@runtime_checkable
 class FiledSource(EpisodicSource, Protocol):
     """A source that knows the files it reads."""
 

@@ -16,7 +16,9 @@ from vla_jax.data.sources.base import Source
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP")  # that the loader decodes
 _BLANK = 2.0  # standard deviation of a picture's 0..255
 _THUMBNAIL_PX = 160
-_TINTED = 0.08  # (red - blue) / (red + blue), the least that says something
+# (blue - red) / (red + blue) and the share of pictures with more blue than red, the least that say
+# something: beside other data sets, and alone.
+_BLUISH, _BLUISH_ALONE = (0.04, 0.75), (0.08, 0.9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +159,8 @@ def colour_findings(colours: Mapping[tuple[str, int], np.ndarray]) -> Iterator[F
         own = float(np.median(tint))
         others = [float(np.median(t)) for (other, _), t in tints.items() if other != name]
         bluish = float((tint < 0).mean())
-        if own > -_TINTED or bluish < 0.9:
+        least, share = _BLUISH if others else _BLUISH_ALONE
+        if own > -least or bluish < share:
             continue
         seen = (
             f"view {view}: blue is above red in {bluish:.0%} of the sampled pictures, by {-own:.0%}"
