@@ -45,7 +45,7 @@ def _header(report: Report, title: str) -> Markup:
         for severity in SEVERITIES
     ]
     tiles += [
-        (str(len(report.sources)), "data sets"),
+        (str(len(report.sources)), "data set" if len(report.sources) == 1 else "data sets"),
         (f"{sum(source.records for source in report.sources):,}", "records"),
     ]
     inside = "".join(
@@ -102,12 +102,12 @@ def _mixture(report: Report, figures: Figures) -> Markup:
         "share of samples",
         "epochs per million samples",
     ]
-    shares = [(source.name, source.share) for source in report.sources]
-    chart = figures.figure(pie(shares, title="shares of samples"), "Shares of the samples.")
-    return section(
-        "mixture", "Mixture", Markup(f'<div class="pair"><div>{table(header, rows, left=2)}</div>'),
-        Markup(f"<div>{chart}</div></div>"),
-    )  # fmt: skip
+    inside = f"<div>{table(header, rows, left=2)}</div>"
+    if len(rows) > 1:
+        shares = [(source.name, source.share) for source in report.sources]
+        chart = pie(shares, title="shares of samples")
+        inside += f"<div>{figures.figure(chart, 'Shares of the samples.')}</div>"
+    return section("mixture", "Mixture", f'<div class="pair">{inside}</div>')
 
 
 def _source(source: SourceReport, anchor: str, figures: Figures) -> Markup:

@@ -110,14 +110,19 @@ class Ranges:
         severity = "note" if share <= limits.clipped_warning else "warning"
         if share > limits.clipped_error:
             severity = "error"
+        remedy = "Store it as 0 or 1."
+        if dimension.unit != "flag":
+            remedy = (
+                "Check its unit; else widen the bounds in the ActionSpec, e.g. to the 1st and 99th "
+                f"percentile, {statistics.quantile(0.01)[i]:.4g} and "
+                f"{statistics.quantile(0.99)[i]:.4g}."
+            )
         return Finding(
             severity, self._name, "out of bounds", f"first in {self._first[i]}",
             f"{dimension.name}: {share:.2%} of the values are outside of {dimension.low:g} .. "
             f"{dimension.high:g} {dimension.unit} and get clipped; all are "
             f"{statistics.low[i]:.4g} .. {statistics.high[i]:.4g}",
-            "Check its unit; else widen the bounds in the ActionSpec, e.g. to the 1st and 99th "
-            f"percentile, {statistics.quantile(0.01)[i]:.4g} and "
-            f"{statistics.quantile(0.99)[i]:.4g}.",
+            remedy,
         )  # fmt: skip
 
 
