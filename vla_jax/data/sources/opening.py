@@ -9,6 +9,7 @@ from vla_jax.data.config import SourceConfig
 from vla_jax.data.oxe.record import measure
 from vla_jax.data.oxe.records import find_record
 from vla_jax.data.sources.base import Source
+from vla_jax.data.sources.converted import open_converted
 from vla_jax.data.sources.episodes import EpisodeLayout, EpisodeSource
 from vla_jax.data.sources.image_text import PROMPT_AND_ANSWER, ImageTextSource
 from vla_jax.data.sources.jsonl import PREFIX_AND_SUFFIX, JsonlSource
@@ -39,6 +40,15 @@ def open_source(
             image_root=config.image_root or None,
             image=config.image or "image",
             texts=_texts(config, PREFIX_AND_SUFFIX),
+        )
+    if config.kind == "array_record":
+        return open_converted(
+            name,
+            config.path,
+            split,
+            cameras=config.cameras,
+            expected_spec=expected_spec,
+            chunk=chunk,
         )
     robot = {"expected_spec": expected_spec, "chunk": chunk, "cache_mib": config.cache_mib}
     if config.kind == "lerobot":
