@@ -97,7 +97,11 @@ def prepare(
     image_size: int = 0,
     jpeg_quality: int = 0,
 ) -> tuple[Conversion, Source]:
-    """Opens the source and notes in `out` what is to be done. Arguments and errors of `convert`."""
+    """Opens the source and notes in `out` what is to be done. Arguments and errors of `convert`.
+
+    Of a source that was changed since, other numbers of records or episodes and another ActionSpec
+    are noticed, and nothing else.
+    """
     if not 0 <= jpeg_quality <= 95 or image_size < 0 or shards < 0:
         raise ValueError(
             f"jpeg_quality {jpeg_quality}, image_size {image_size}, shards {shards}: quality is "
@@ -142,7 +146,7 @@ def finished_parts(conversion: Conversion) -> dict[int, Part]:
             [file] = storage.file_facts([conversion.file(shard)], where=conversion.name)
         except FileNotFoundError:
             return None
-        return part if file.size == part.shard.size else None
+        return part if part is not None and file.size == part.shard.size else None
 
     with concurrent.futures.ThreadPoolExecutor(_CONNECTIONS) as pool:
         found = enumerate(pool.map(look, range(conversion.shards)))
@@ -167,35 +171,39 @@ def finish(conversion: Conversion) -> None:
             f"written, e.g. {conversion.file(missing[0])}: {converted.REMEDY}"
         )
     ordered = [parts[shard] for shard in range(conversion.shards)]
-    numbers: dict[str, int] = {}
-    for part in ordered:
-        for text in part.instructions:
-            numbers.setdefault(text, len(numbers))
-        if len(part.steps):
-            ids = np.array([numbers[text] for text in part.instructions], np.int32)
-            part.steps["instruction"] = ids[part.steps["instruction"]]
     plan = json.loads(storage.read_file(_noted(conversion)))
-    digests = [part.shard.sha256 for part in ordered]
+    digests, instructions = [part.shard.sha256 for part in ordered], ()
     spec = plan["action_spec"]
     if spec is not None:
-        for name, arrays in (
-            (converted.EPISODES, [part.lengths for part in ordered]),
-            (converted.STEPS, [part.steps for part in ordered]),
-        ):
+        lengths, steps, instructions = _join(ordered, conversion.directory)
+        for name, table in ((converted.EPISODES, lengths), (converted.STEPS, steps)):
             buffer = io.BytesIO()
-            np.save(buffer, np.concatenate(arrays))
+            np.save(buffer, table)
             digests.append(hashlib.sha256(buffer.getvalue()).hexdigest())
             storage.write_file(storage.join(conversion.directory, name), buffer.getvalue())
     metadata = ConvertedMetadata(
         views=tuple(plan["views"]),
         action_spec=None if spec is None else ActionSpec.from_json(spec),
         shards=tuple(part.shard for part in ordered),
-        instructions=tuple(numbers),
+        instructions=instructions,
         conversion=plan,
         digest=hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
     )
     storage.write_file(_metadata(conversion), metadata.to_json().encode())
     storage.remove_directory(storage.join(conversion.directory, converted.UNFINISHED))
+
+
+def _join(parts: list[Part], where: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Tables of shards as one: lengths, steps, and the instructions that the steps count."""
+    forms = {part.steps.dtype for part in parts if len(part.steps)}
+    if len(forms) > 1:
+        raise ValueError(f"{where}: only some episodes have a state: repair or drop the others")
+    numbers: dict[str, int] = {}
+    for part in parts:
+        ids = [numbers.setdefault(text, len(numbers)) for text in part.instructions]
+        part.steps["instruction"] = np.array(ids, np.int32)[part.steps["instruction"]]
+    steps = np.concatenate([part.steps for part in parts if len(part.steps)])
+    return np.concatenate([part.lengths for part in parts]), steps, tuple(numbers)
 
 
 def _metadata(conversion: Conversion) -> str:
@@ -211,7 +219,7 @@ def _plan(conversion: Conversion, source: Source) -> dict[str, Any]:
     of_source = dataclasses.asdict(conversion.source)
     spec = source.action_spec
     plan = {
-        "source": {key: of_source[key] for key in of_source if key not in ("weight", "cache_mib")},
+        **{key: of_source[key] for key in of_source if key not in ("weight", "cache_mib")},
         "records": len(source),
         "units": conversion.units,
         "views": view_names(source),

@@ -64,8 +64,10 @@ def _write(conversion: Conversion, shard: int) -> None:
 
 def _import_beam() -> tuple[Any, Any]:
     try:
-        import apache_beam
-        from apache_beam.options import pipeline_options
+        import apache_beam  # pyright: ignore[reportMissingImports]
+        from apache_beam.options import (  # pyright: ignore[reportMissingImports]
+            pipeline_options,
+        )
     except ImportError as e:
         raise ImportError(
             f"Apache Beam cannot be imported ({e}): pip install 'vla_jax[beam]', in an environment "

@@ -11,6 +11,7 @@ import os
 import pathlib
 import tempfile
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -87,10 +88,14 @@ class Part:
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Part:
-        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            shard, instructions = json.loads(str(stored["about"]))
-            return cls(Shard(**shard), stored["lengths"], stored["steps"], tuple(instructions))
+    def from_bytes(cls, data: bytes) -> Part | None:
+        """None if it is cut off: a machine that loses its power may keep an empty file."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+                shard, instructions = json.loads(str(stored["about"]))
+                return cls(Shard(**shard), stored["lengths"], stored["steps"], tuple(instructions))
+        except (ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return None
 
 
 def write_shard(
@@ -115,17 +120,18 @@ def write_shard(
             f"data set {conversion.name!r} had {conversion.units} episodes or records and has "
             f"{num_units(source)} now: remove {conversion.directory} and convert it again"
         )
-    views, rows, path = view_names(source), _Rows(source), conversion.file(shard)
-    count = 0
+    first, end = conversion.span(shard)
+    views, path, count = view_names(source), conversion.file(shard), 0
+    rows = _Rows(source, end - first)
     with _new_file(path) as local:
         writer = array_record_module.ArrayRecordWriter(local, "group_size:1,uncompressed")
-        for index, episode, track in _records(source, *conversion.span(shard)):
+        for index, episode, track in _records(source, first, end):
             where = f"data set {conversion.name!r} record {index}"
             example = _to_store(source.read(index), len(views), conversion, where)
             place = None
             if track is not None:
                 place = episode, index - track.first
-                rows.add(example, track, place[1], where)
+                rows.add(example, track, episode - first, place[1], where)
             writer.write(converted.encode_example(example, views, place))
             count += 1
             if count % _TOLD_EVERY == 0:
@@ -153,16 +159,19 @@ def view_names(source: Source) -> tuple[str, ...]:
 class _Rows:
     """The tables of one shard while it is written."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, units: int):
         self._spec = source.action_spec
+        self._lengths = np.zeros(units if self._spec else 0, np.int64)
         self._actions: list[np.ndarray] = []
         self._states: list[np.ndarray] = []
         self._texts: list[int] = []
-        self._lengths: list[int] = []
         self._numbers: dict[str, int] = {}
 
-    def add(self, example: Example, track: Track, step: int, where: str) -> None:
-        """Notes one step. Raises ValueError if its action is not of one step and all valid."""
+    def add(self, example: Example, track: Track, episode: int, step: int, where: str) -> None:
+        """Notes one step of an episode, counted in the shard.
+
+        Raises ValueError if its action is not of one step and all valid.
+        """
         assert self._spec is not None and example.action is not None
         if example.action_valid is not None or len(example.action) != 1:
             raise ValueError(f"{where}: an action that is padded or a chunk cannot be converted")
@@ -171,9 +180,7 @@ class _Rows:
             self._states.append(track.state[step])
         text = track.instructions[step]
         self._texts.append(self._numbers.setdefault(text, len(self._numbers)))
-        if step == 0:
-            self._lengths.append(0)
-        self._lengths[-1] += 1
+        self._lengths[episode] += 1
 
     def part(self, shard: Shard) -> Part:
         """Raises ValueError if only some steps have a state."""
@@ -189,7 +196,7 @@ class _Rows:
             steps["action"] = self._actions
         if self._states:
             steps["state"] = self._states
-        return Part(shard, np.array(self._lengths, np.int64), steps, tuple(self._numbers))
+        return Part(shard, self._lengths, steps, tuple(self._numbers))
 
 
 def _records(source: Source, first: int, end: int) -> Iterator[tuple[int, int, Track | None]]:

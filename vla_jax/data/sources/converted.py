@@ -316,10 +316,11 @@ class ConvertedEpisodes(ConvertedSource):
         """
         number, step = self.locate(index)
         features = self._parse(index)
+        stored = _floats(features, "action")
         first, end = self._starts[number], self._starts[number + 1]
         rows, valid = chunk_steps(step, self._chunk, end - first, self._steps["action"].shape[1])
         action = np.array(self._steps["action"][first + rows])
-        if not np.array_equal(_floats(features, "action"), action[0]):
+        if stored is None or not np.array_equal(stored, action[0]):
             raise ValueError(
                 f"{self._record(index)} has another action than {STEPS} for episode {number} step "
                 f"{step}: they are of different conversions; copy the directory again"
