@@ -279,7 +279,9 @@ def test_subprocess_a_killed_conversion_goes_on_where_it_was(configs, tmp_path):
         running.wait()
     assert len(workers) >= 2
     _wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
-    with pytest.raises(ValueError, match=r"killed/train.*not finished: run tools/convert\.py again"):
+    with pytest.raises(
+        ValueError, match=r"killed/train.*not finished: run tools/convert\.py again"
+    ):
         open_source("rlds", _converted(out.parent))
     done = {p.stem: out / p.stem for p in out.glob("unfinished/*.npz")}
     kept = {p: p.stat().st_mtime_ns for n in done for p in out.glob(f"records-{n}-*")}
@@ -324,7 +326,7 @@ def test_another_conversion_in_the_same_place_is_refused(configs, tmp_path):
     convert("tfds", config, tmp_path, shards=2)
     with pytest.raises(ValueError, match="test holds another conversion: shards was 2, is 3"):
         convert("tfds", config, tmp_path, shards=3)
-    with pytest.raises(ValueError, match="image_size was 0, is 8. Give it"):
+    with pytest.raises(ValueError, match=r"image_size was 0, is 8\. Give it"):
         convert("tfds", config, tmp_path, shards=2, image_size=8)
     convert("tfds", dataclasses.replace(config, split="train"), tmp_path, shards=2)
     assert len(open_source("t", _converted(tmp_path, "train"))) == 11
@@ -382,7 +384,7 @@ def test_damaged_shards_are_named(copy):
     with pytest.raises(ValueError, match=r"records-00001-of.*bytes, metadata\.json says"):
         open_source("robot", _converted(copy))
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 2 files are missing, e.g. .*00001-of"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 files are missing, e\.g\. .*00001-of"):
         open_source("robot", _converted(copy))
 
 

@@ -22,6 +22,7 @@ import threading
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data import images, storage
@@ -275,6 +276,7 @@ def _start_worker(written: Any) -> None:
     global _count
     _count = written
     images.hide_accelerators()
+    tf.config.threading.set_intra_op_parallelism_threads(1)  # there is a process for each core
     parent = multiprocessing.parent_process()
     assert parent is not None
 

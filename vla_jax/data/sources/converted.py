@@ -333,6 +333,7 @@ class ConvertedEpisodes(ConvertedSource):
         try:
             lengths = np.load(storage.join(self._directory, EPISODES), allow_pickle=False)
             steps = np.load(storage.join(self._directory, STEPS), mmap_mode="r", allow_pickle=False)
+            steps = np.asarray(steps)  # mapped still, but without np.memmap's slow indexing
             starts = [0, *np.cumsum(lengths).tolist()]
             if not len(steps) == starts[-1] == len(self):
                 raise ValueError(f"{len(steps)} steps, episodes of {starts[-1]}")
