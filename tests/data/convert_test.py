@@ -36,6 +36,7 @@ from vla_jax.types import Example
 
 ROOT = Path(__file__).parents[2]
 VIEWS = ("steps/observation/wrist", "steps/observation/image")
+STATE = ("steps/observation/state",)
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +59,7 @@ def configs(spec, tmp_path_factory) -> dict[str, SourceConfig]:
     _tar(at / "tar" / "00001.tar", range(6, 9))
     _jsonl(at / "jsonl", range(20, 27))
     return {
-        "rlds": SourceConfig("episodes", str(at / "rlds"), cameras=VIEWS),
+        "rlds": SourceConfig("episodes", str(at / "rlds"), cameras=VIEWS, state=STATE),
         "pictures": SourceConfig("lerobot", str(at / "image"), split="all", cameras=CAMERAS),
         "videos": SourceConfig("lerobot", str(at / "video"), split="all", cameras=CAMERAS),
         "tfds": SourceConfig("image_text", str(at / "tfds"), split="test"),
@@ -99,9 +100,11 @@ def test_every_example_is_that_of_the_source(configs, kind, tmp_path):
     config = configs[kind]
     convert(kind, config, tmp_path, shards=3)
     assert len(list((tmp_path / config.split).glob("*.array_record"))) == 3
-    for chunk in (1, 4):
-        source = open_source(kind, config, chunk=chunk)
-        converted = open_source(kind, _converted(tmp_path, config.split), chunk=chunk)
+    for chunk, frames in ((1, 1), (4, 3)):
+        source = open_source(kind, config, chunk=chunk, frames=frames)
+        converted = open_source(
+            kind, _converted(tmp_path, config.split), chunk=chunk, frames=frames
+        )
         assert len(converted) == len(source) > 3
         assert converted.action_spec == source.action_spec
         for index in np.random.default_rng(0).permutation(len(source)).tolist():
@@ -113,7 +116,8 @@ def test_every_example_is_that_of_the_source(configs, kind, tmp_path):
             mine, theirs = converted.track(number), source.track(number)
             np.testing.assert_array_equal(mine.actions, theirs.actions, strict=True)
             assert (mine.first, mine.instructions) == (theirs.first, theirs.instructions)
-            assert mine.state is None and theirs.state is None
+            assert (mine.state is not None) == (theirs.state is not None) == (kind == "rlds")
+            np.testing.assert_array_equal(mine.state, theirs.state)
 
 
 class _Talking:
@@ -169,6 +173,7 @@ def test_records_can_be_read_without_this_program(configs, tmp_path):
         "image/steps/observation/wrist": tf.io.FixedLenFeature([], tf.string),
         "prompt": tf.io.FixedLenFeature([], tf.string),
         "action": tf.io.FixedLenFeature([8], tf.float32),
+        "state": tf.io.FixedLenFeature([8], tf.float32),
         "episode": tf.io.FixedLenFeature([], tf.int64),
         "step": tf.io.FixedLenFeature([], tf.int64),
     }
@@ -187,6 +192,7 @@ def test_records_can_be_read_without_this_program(configs, tmp_path):
         )
         assert written["instruction"] in one["prompt"].numpy().decode()
         np.testing.assert_array_equal(one["action"], written["action"][t])
+        np.testing.assert_array_equal(one["state"], written["state"][t])
 
 
 def test_frames_may_become_jpeg(configs, tmp_path):
@@ -244,8 +250,8 @@ def slowly(*arguments):
 shards.converted.encode_example = slowly  # workers run this file, too
 
 if __name__ == "__main__":
-    out, path, *cameras = sys.argv[1:]
-    source = SourceConfig("episodes", path, cameras=tuple(cameras))
+    out, path, state, *cameras = sys.argv[1:]
+    source = SourceConfig("episodes", path, state=(state,), cameras=tuple(cameras))
     convert("rlds", source, out, shards=5, workers=2)
 """
 
@@ -268,7 +274,7 @@ def test_subprocess_a_killed_conversion_goes_on_where_it_was(configs, tmp_path):
     out, program = tmp_path / "killed" / "train", tmp_path / "slowly.py"
     program.write_text(SLOWLY)
     running = subprocess.Popen(
-        [sys.executable, program, out.parent, config.path, *VIEWS],
+        [sys.executable, program, out.parent, config.path, *STATE, *VIEWS],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     try:
@@ -446,7 +452,7 @@ def command(configs, tmp_path, monkeypatch, capsys):
     """Runs the tool: its exit code, and what it said."""
     config = tmp_path / "config.py"
     sources = {
-        name: {"kind": c.kind, "path": c.path, "cameras": c.cameras}
+        name: {"kind": c.kind, "path": c.path, "cameras": c.cameras, "state": c.state}
         for name, c in configs.items()
         if name == "rlds"
     }

@@ -220,7 +220,7 @@ def _plan(conversion: Conversion, source: Source) -> dict[str, Any]:
     of_source = dataclasses.asdict(conversion.source)
     spec = source.action_spec
     plan = {
-        **{key: of_source[key] for key in of_source if key not in ("weight", "cache_mib")},
+        **{key: of_source[key] for key in of_source if key != "weight"},
         "records": len(source),
         "units": conversion.units,
         "views": view_names(source),

@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data import storage
 from vla_jax.data.sources.base import Track, chunk_steps, place
 from vla_jax.data.sources.episodes import SPEC_KEY
-from vla_jax.data.sources.records import ArrayRecords
+from vla_jax.data.sources.records import ArrayRecords, parse_example
 from vla_jax.data.storage import FileFacts
 from vla_jax.types import Example
 
@@ -156,6 +155,7 @@ def open_converted(
     cameras: tuple[str, ...] = (),
     expected_spec: ActionSpec | None = None,
     chunk: int = 1,
+    frames: int = 1,
 ) -> ConvertedSource:
     """Opens converted data; those of robots are `ConvertedEpisodes`.
 
@@ -166,6 +166,7 @@ def open_converted(
       cameras: which views, in the model's order. Empty: all, in the order of the data set.
       expected_spec: of the checkpoint or config; another one in the data set is refused.
       chunk: C, actions of a record: that of its step and those that follow.
+      frames: images of this many steps, see `EpisodeSource`; each costs a read.
 
     Raises:
       FileNotFoundError: no such data set, or a shard of it is missing.
@@ -179,7 +180,9 @@ def open_converted(
         return ConvertedSource(name, directory, metadata, cameras)
     if expected_spec is not None:
         expected_spec.require_same(metadata.action_spec, here="this run", there=where)
-    return ConvertedEpisodes(name, directory, metadata, cameras, metadata.action_spec, chunk)
+    return ConvertedEpisodes(
+        name, directory, metadata, cameras, spec=metadata.action_spec, chunk=chunk, frames=frames
+    )
 
 
 class ConvertedSource:
@@ -243,12 +246,12 @@ class ConvertedSource:
         shard, number = place(self._first, index, "record", self.name)
         try:
             data = self._shards.read(shard, number)
-            return tf.train.Example.FromString(data).features.feature
-        except (ValueError, IndexError, RuntimeError, OSError, DecodeError) as e:
+        except (ValueError, IndexError, RuntimeError, OSError) as e:
             raise ValueError(
                 f"{self._record(index)} cannot be read: {e}. Copy the file again, or convert the "
                 "data again"
             ) from e
+        return parse_example(data, where=self._record(index))
 
     def _record(self, index: int) -> str:
         shard, number = place(self._first, index, "record", self.name)
@@ -279,11 +282,13 @@ class ConvertedEpisodes(ConvertedSource):
         directory: str,
         metadata: ConvertedMetadata,
         cameras: tuple[str, ...],
+        *,
         spec: ActionSpec,
         chunk: int,
+        frames: int,
     ):
         super().__init__(name, directory, metadata, cameras)
-        self.action_spec, self._chunk = spec, chunk
+        self.action_spec, self._chunk, self._frames = spec, chunk, frames
         self._starts, self._steps = self._tables()
 
     @property
@@ -326,7 +331,14 @@ class ConvertedEpisodes(ConvertedSource):
                 f"{step}: they are of different conversions; copy the directory again"
             )
         example = self._example(features, index)
-        return dataclasses.replace(example, action=action, action_valid=valid)
+        earlier = [
+            image
+            for row in range(index - self._frames + 1, index)
+            for image in self._example(self._parse(max(row, first)), max(row, first)).images
+        ]
+        return dataclasses.replace(
+            example, images=(*earlier, *example.images), action=action, action_valid=valid
+        )
 
     def _tables(self) -> tuple[list[int], np.ndarray]:
         """First record of each episode and the end of the last; rows of `step_dtype`."""
