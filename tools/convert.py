@@ -16,7 +16,8 @@ program does not know are options of Beam, here for data that outgrow a machine:
         --beam --runner=DataflowRunner --project=... --region=... --temp_location=gs://bucket/tmp \\
         --sdk_container_image=IMAGE   # one with vla_jax and its packages
 
-Overrides like `--config.data.sources.robot.path=...` are those of training.
+Overrides like `--config.data.sources.robot.path=...` are those of training; with
+`--config.data.max_bad_records=3` so many damaged episodes are left out.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def find_source(config: config_lib.Config, name: str, split: str) -> SourceConfi
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], epilog="Others, with --beam: options of Beam."
+        description=__doc__.splitlines()[0],
+        epilog="Others, with --beam: options of Beam.",
+        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True)
     parser.add_argument("--source", required=True, help="its name in the config")
@@ -66,6 +69,7 @@ def main() -> int:
             "shards": args.shards,
             "image_size": args.image_size,
             "jpeg_quality": args.jpeg_quality,
+            "max_bad_records": config.data.max_bad_records,
         }
         hide_accelerators()
         if args.beam:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -152,7 +153,7 @@ class _Talking:
 def test_plan_and_state_are_kept(spec, tmp_path, monkeypatch):
     source = _Talking(spec)
     with monkeypatch.context() as patch:
-        patch.setattr(convert_lib, "open_source", lambda name, config: source)
+        patch.setattr(convert_lib, "open_source", lambda name, config, **_: source)
         convert("talking", SourceConfig("episodes", "x"), tmp_path, shards=2)
     converted = open_source("talking", _converted(tmp_path))
     for index in range(9):
@@ -223,6 +224,12 @@ def test_resized_images_are_what_the_loader_would_make_of_them(configs, builder,
     wrist, image = sources["resized"].read(3).images
     assert pixels(wrist).shape == (32, 32, 3)  # it had 40 pixels
     assert image == encoded(100)
+    # Converted data are a source like any other, with the same result.
+    convert("stored", configs["rlds"], tmp_path / "stored", shards=3)
+    convert("again", _converted(tmp_path / "stored"), tmp_path / "again", shards=2, image_size=32)
+    found, expected = _files(tmp_path / "again/train"), _files(tmp_path / "train")
+    assert found.keys() == expected.keys()
+    assert all(found[name] == expected[name] for name in found if name != "metadata.json")
 
 
 def test_a_store_holds_the_same_bytes(configs, tmp_path, memory):
@@ -345,6 +352,30 @@ def test_another_conversion_in_the_same_place_is_refused(configs, tmp_path):
     for options in ({"jpeg_quality": 96}, {"image_size": -1}, {"shards": -1}):
         with pytest.raises(ValueError, match="quality is 1 to 95"):
             convert("tfds", config, tmp_path, **options)
+
+
+def test_damaged_episodes_are_left_out_if_that_is_allowed(spec, tmp_path, capsys):
+    data = tmp_path / "data"
+    written = [{**episode(number, steps), "split": "train"} for number, steps in enumerate(LENGTHS)]
+    write_episodes(written, data, spec, name="d", description="", file_format="tfrecord")
+    [file] = data.glob("*.tfrecord-*")
+    records = bytearray(file.read_bytes())
+    (size,) = struct.unpack("<Q", records[:8])
+    records[12 : 12 + size] = b"\xff" * size  # episode 0
+    file.write_bytes(records)
+    config = SourceConfig("episodes", str(data))
+    with pytest.raises(ValueError, match=r"record 0 is damaged.*data\.max_bad_records"):
+        convert("d", config, tmp_path / "out", shards=2)
+    capsys.readouterr()
+    convert("d", config, tmp_path / "out", shards=2, max_bad_records=1)
+    assert "left out: data set 'd'" in capsys.readouterr().err
+    source = open_source("d", config, max_bad_records=1)
+    converted = open_source("d", _converted(tmp_path / "out"))
+    assert len(converted) == len(source) == sum(LENGTHS[1:])
+    for index in range(len(source)):
+        _require_same(converted.read(index), source.read(index))
+    assert isinstance(converted, EpisodicSource)
+    assert [len(converted.track(n).actions) for n in range(5)] == [0, *LENGTHS[1:]]
 
 
 def test_an_image_that_cannot_be_resized_is_named(configs, tmp_path):

@@ -50,6 +50,7 @@ def convert(
     workers: int = 1,
     image_size: int = 0,
     jpeg_quality: int = 0,
+    max_bad_records: int = 0,
 ) -> None:
     """Writes `source.split` of a source to `out`/split, or goes on with what was written of it.
 
@@ -63,6 +64,7 @@ def convert(
         make them; 0: they stay as they are.
       jpeg_quality: images that have to be encoded, frames of videos and those that were resized,
         become JPEG of this quality, 1 to 95; 0: PNG, without loss.
+      max_bad_records: damaged episodes that are left out, see `EpisodeSource`.
 
     Raises:
       FileNotFoundError, ValueError: as the source; an example that cannot be used or converted; a
@@ -71,7 +73,13 @@ def convert(
       RuntimeError: a worker died.
     """
     conversion, opened = prepare(
-        name, source, out, shards=shards, image_size=image_size, jpeg_quality=jpeg_quality
+        name,
+        source,
+        out,
+        shards=shards,
+        image_size=image_size,
+        jpeg_quality=jpeg_quality,
+        max_bad_records=max_bad_records,
     )
     if is_finished(conversion):
         print(f"{name}: {conversion.directory} is there already and whole", flush=True)
@@ -97,6 +105,7 @@ def prepare(
     shards: int = 0,
     image_size: int = 0,
     jpeg_quality: int = 0,
+    max_bad_records: int = 0,
 ) -> tuple[Conversion, Source]:
     """Opens the source and notes in `out` what is to be done. Arguments and errors of `convert`.
 
@@ -110,7 +119,7 @@ def prepare(
         )
     # What has no say in the examples must not stop a conversion from going on.
     config = dataclasses.replace(source, weight=1.0)
-    opened = open_source(name, config)
+    opened = open_source(name, config, max_bad_records=max_bad_records)
     if opened.action_spec is not None and not isinstance(opened, EpisodicSource):
         raise ValueError(f"data set {name!r}: robot data without episodes cannot be converted")
     units = num_units(opened)
@@ -118,7 +127,9 @@ def prepare(
         raise ValueError(f"data set {name!r} has no records in split {source.split!r} to convert")
     shards = min(units, shards or -(-len(opened) // RECORDS_PER_SHARD))
     directory = storage.join(out, source.split)
-    conversion = Conversion(name, config, directory, units, shards, image_size, jpeg_quality)
+    conversion = Conversion(
+        name, config, directory, units, shards, image_size, jpeg_quality, max_bad_records
+    )
     plan, metadata = _plan(conversion, opened), _metadata(conversion)
     noted = _noted(conversion)
     if storage.exists(metadata):
@@ -133,7 +144,7 @@ def prepare(
 
 def write_shard_alone(conversion: Conversion, shard: int) -> int:
     """`write_shard` for a process that has no source yet; it opens it once."""
-    return write_shard(conversion, shard, _opened(conversion.name, conversion.source), _told)
+    return write_shard(conversion, shard, _opened(conversion), _told)
 
 
 def finished_parts(conversion: Conversion) -> dict[int, Part]:
@@ -295,5 +306,7 @@ def _told(records: int) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(name: str, source: SourceConfig) -> Source:
-    return open_source(name, source)
+def _opened(conversion: Conversion) -> Source:
+    return open_source(
+        conversion.name, conversion.source, max_bad_records=conversion.max_bad_records
+    )

@@ -21,30 +21,25 @@ def convert(
     source: SourceConfig,
     out: str | os.PathLike[str],
     arguments: Sequence[str] = (),
-    *,
-    shards: int = 0,
-    image_size: int = 0,
-    jpeg_quality: int = 0,
+    **options: int,
 ) -> None:
     """`convert.convert` by Beam; goes on with what was written, by either of them.
 
     Args:
-      name, source, out, shards, image_size, jpeg_quality: as there.
+      name, source, out, options: as there, but workers.
       arguments: Beam's own, `--runner=...` and so on; see its PipelineOptions.
 
     Raises as `convert.convert`, what the runner makes of an error in a worker, and ImportError if
     Beam is not installed.
     """
-    beam, options = _import_beam()
-    conversion, _ = local.prepare(
-        name, source, out, shards=shards, image_size=image_size, jpeg_quality=jpeg_quality
-    )
+    beam, pipeline_options = _import_beam()
+    conversion, _ = local.prepare(name, source, out, **options)
     if local.is_finished(conversion):
         print(f"{name}: {conversion.directory} is there already and whole", flush=True)
         return
     parts = local.finished_parts(conversion)
     todo = [shard for shard in range(conversion.shards) if shard not in parts]
-    with beam.Pipeline(options=options.PipelineOptions(list(arguments))) as pipeline:
+    with beam.Pipeline(options=pipeline_options.PipelineOptions(list(arguments))) as pipeline:
         _ = (
             pipeline
             | "shards" >> beam.Create(todo)

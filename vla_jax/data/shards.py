@@ -42,6 +42,7 @@ class Conversion:
       shards: number of them.
       image_size: images become squares of so many pixels; 0: they stay as they are.
       jpeg_quality: images that have to be encoded become JPEG of this quality; 0: PNG, no loss.
+      max_bad_records: damaged episodes that are left out.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Conversion:
     shards: int
     image_size: int
     jpeg_quality: int
+    max_bad_records: int
 
     def file(self, shard: int) -> str:
         return storage.join(
