@@ -15,13 +15,14 @@ from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
 from vla_jax.types import Example
 
-Locate = Callable[[int], tuple[np.ndarray, np.ndarray]]
-"""Step -> source int32 [B], record int64 [B], of this process's rows."""
+Locate = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Step -> number of the sample int64 [B], source int32 [B], record int64 [B], of this process."""
 
 
 class Row(NamedTuple):
-    """An example, and where it came from."""
+    """A sample of the run: an example, and where it came from."""
 
+    sample: int
     source: int
     record: int
     example: Example
@@ -67,7 +68,7 @@ class Fetch:
         self._running, self._stopped = 0, False
         self.error: Exception | None = None  # tf.data would turn it into text
         self.views = 0
-        views = {s.name: len(self._row(k, 0).example.images) for k, s in enumerate(sources)}
+        views = {s.name: len(self._row(0, k, 0).example.images) for k, s in enumerate(sources)}
         if len(set(views.values())) != 1:
             raise ValueError(f"every source of a mixture gives the same number of images: {views}")
         self.views = next(iter(views.values()))
@@ -85,9 +86,9 @@ class Fetch:
             self._running += 1
         try:
             read, columns = self._build(self.read(step, rows))
-            source = np.asarray([row.source for row in read], np.int32)
-            encoded = np.asarray([row.images for row in read], object)
-            return encoded, {**columns, "source": source}
+            columns["source"] = np.asarray([row.source for row in read], np.int32)
+            columns["sample"] = np.asarray([row.sample % 2**32 for row in read], np.uint32)
+            return np.asarray([row.images for row in read], object), columns
         except Exception as e:
             self.error = self.error or e
             raise
@@ -98,7 +99,8 @@ class Fetch:
 
     def columns(self) -> dict[str, np.ndarray]:
         """The columns of no rows, for their names, dtypes and shapes [0, ...]."""
-        return {**self._builder.build_rows([]), "source": np.zeros(0, np.int32)}
+        own = {"source": np.zeros(0, np.int32), "sample": np.zeros(0, np.uint32)}
+        return {**self._builder.build_rows([]), **own}
 
     def stop(self) -> None:
         """Waits for running calls; later ones fail at once."""
@@ -110,10 +112,10 @@ class Fetch:
 
     def read(self, step: int, rows: slice = slice(None)) -> list[Row]:
         """These rows of a step, not yet tokenized."""
-        source, record = (part[rows].tolist() for part in self._locate(step))
+        sample, source, record = (part[rows].tolist() for part in self._locate(step))
         if self._pool is None:
-            return [self._row(k, i) for k, i in zip(source, record)]
-        return list(self._pool.map(self._row, source, record))
+            return [self._row(n, k, i) for n, k, i in zip(sample, source, record)]
+        return list(self._pool.map(self._row, sample, source, record))
 
     def find_bad_images(self, step: int) -> bool:
         """Whether the step has images that cannot be decoded; their records are bad from now on.
@@ -131,7 +133,7 @@ class Fetch:
                 self._add_bad(row.source, row.record, ValueError(message))
         return found
 
-    def _row(self, source: int, record: int) -> Row:
+    def _row(self, sample: int, source: int, record: int) -> Row:
         """A record, or the next one that is good."""
         size = len(self._sources[source])
         for i in ((record + n) % size for n in range(size)):
@@ -142,7 +144,7 @@ class Fetch:
                 encoded = [images.to_bytes(view, where=where) for view in example.images]
                 if self.views not in (0, len(encoded)):
                     raise ValueError(f"{where} has {len(encoded)} images, not {self.views}")
-                return Row(source, i, example, encoded)
+                return Row(sample, source, i, example, encoded)
             except (ValueError, OSError) as e:
                 self._add_bad(source, i, e)
             except Exception as e:
@@ -165,7 +167,7 @@ class Fetch:
                 return row
             except ValueError as e:
                 self._add_bad(row.source, row.record, e)
-                row = self._row(row.source, row.record)
+                row = self._row(row.sample, row.source, row.record)
 
     def _add_bad(self, source: int, record: int, error: Exception) -> None:
         """Raises `error` if there are too many now."""

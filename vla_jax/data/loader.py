@@ -76,8 +76,9 @@ class Loader:
             require_spec(source, builder)
         rows = _local_rows(batch_size, process_index, process_count)
 
-        def locate(step: int) -> tuple[np.ndarray, np.ndarray]:
-            return mixture.locate(step * batch_size + rows)
+        def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            sample = step * batch_size + rows
+            return sample, *mixture.locate(sample)
 
         fetch = Fetch(
             list(sources.values()),
@@ -137,9 +138,9 @@ def evaluation_batches(
     records = np.arange(count, dtype=np.int64) * len(source) // count
     steps = -(-count // batch_size)
 
-    def locate(step: int) -> tuple[np.ndarray, np.ndarray]:
+    def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         index = np.minimum(step * batch_size + rows, count - 1)
-        return np.zeros(len(rows), np.int32), records[index]
+        return index, np.zeros(len(rows), np.int32), records[index]
 
     fetch = Fetch([source], builder, locate)
 
@@ -151,7 +152,7 @@ def evaluation_batches(
         for step in range(steps):
             batch = next(stream)
             batch["row_valid"] = step * batch_size + rows < count
-            batch["record"] = locate(step)[1]
+            batch["record"] = locate(step)[2]
             yield cast(EvaluationBatch, batch)
     finally:
         stream.close()
