@@ -7,7 +7,9 @@ from typing import Literal
 
 from vla_jax.actions.stored import ActionConfig
 
-SourceKind = Literal["episodes", "lerobot", "image_text", "webdataset", "jsonl"]
+SourceKind = Literal[
+    "episodes", "lerobot", "image_text", "webdataset", "jsonl", "array_record"
+]  # fmt: skip
 
 _TEXTS = {"prompt", "answer", "language"}
 # The options of a source that each kind has a use for.
@@ -17,6 +19,7 @@ _OPTIONS: dict[SourceKind, set[str]] = {
     "image_text": {"image", *_TEXTS},
     "webdataset": _TEXTS,
     "jsonl": {"image", "image_root", *_TEXTS},
+    "array_record": {"cameras"},
 }
 
 
@@ -25,13 +28,15 @@ class SourceConfig:
     """One data set of the mixture. An option that is "" or () is as the kind usually has it.
 
     Attributes:
-      kind: "episodes" (RLDS), "lerobot", "image_text" (TFDS), "webdataset" or "jsonl".
+      kind: "episodes" (RLDS), "lerobot", "image_text" (TFDS), "webdataset", "jsonl", or
+        "array_record" (what `tools/convert.py` made of one of them).
       path: the data set's directory (of TFDS: the one with `dataset_info.json`), or the pattern of
         its files (`gs://bucket/{00000..00012}.tar`, `captions.jsonl`).
       split: which split of it.
       weight: share of the samples, relative to the other weights. 0 leaves the source out.
       record: name of an Open X-Embodiment data set, which says what its numbers mean.
-      cameras: image features of a robot, one per view, in the model's order.
+      cameras: image features of a robot, one per view, in the model's order; views of converted
+        data.
       state: features of what a robot measures of itself, joined.
       plan: text feature of what a robot says before it acts.
       prompt: template; names in braces are fields of the record.
