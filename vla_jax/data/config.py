@@ -8,7 +8,7 @@ from typing import Literal
 from vla_jax.actions.stored import ActionConfig
 
 SourceKind = Literal[
-    "episodes", "lerobot", "image_text", "webdataset", "jsonl", "array_record"
+    "episodes", "lerobot", "image_text", "webdataset", "jsonl", "array_record", "python"
 ]  # fmt: skip
 
 _TEXTS = {"prompt", "answer", "language"}
@@ -20,6 +20,7 @@ _OPTIONS: dict[SourceKind, set[str]] = {
     "webdataset": _TEXTS,
     "jsonl": {"image", "image_root", *_TEXTS},
     "array_record": {"cameras"},
+    "python": set(),
 }
 
 
@@ -28,10 +29,10 @@ class SourceConfig:
     """One data set of the mixture. An option that is "" or () is as the kind usually has it.
 
     Attributes:
-      kind: "episodes" (RLDS), "lerobot", "image_text" (TFDS), "webdataset", "jsonl", or
-        "array_record" (what `tools/convert.py` made of one of them).
+      kind: "episodes" (RLDS), "lerobot", "image_text" (TFDS), "webdataset", "jsonl",
+        "array_record" (what `tools/convert.py` made of one of them) or "python" (your own).
       path: the data set's directory (of TFDS: the one with `dataset_info.json`), or the pattern of
-        its files (`gs://bucket/{00000..00012}.tar`, `captions.jsonl`).
+        its files (`gs://bucket/{00000..00012}.tar`, `captions.jsonl`), or `my_file.py:MySource`.
       split: which split of it.
       weight: share of the samples, relative to the other weights. 0 leaves the source out.
       record: name of an Open X-Embodiment data set, which says what its numbers mean.

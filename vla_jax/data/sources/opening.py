@@ -10,6 +10,7 @@ from vla_jax.data.oxe.record import measure
 from vla_jax.data.oxe.records import find_record
 from vla_jax.data.sources.base import Source
 from vla_jax.data.sources.converted import open_converted
+from vla_jax.data.sources.custom import open_custom
 from vla_jax.data.sources.episodes import EpisodeLayout, EpisodeSource
 from vla_jax.data.sources.image_text import PROMPT_AND_ANSWER, ImageTextSource
 from vla_jax.data.sources.jsonl import PREFIX_AND_SUFFIX, JsonlSource
@@ -34,6 +35,8 @@ def open_source(
     Arguments as for `EpisodeSource`. Raises as the sources do.
     """
     split = split or config.split
+    if config.kind == "python":
+        return open_custom(name, config.path, split)
     if config.kind == "image_text":
         texts = _texts(config, PROMPT_AND_ANSWER)
         return ImageTextSource(name, config.path, split, image=config.image or "image", texts=texts)
