@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import types
+from typing import Any
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data.sources.base import Source
@@ -32,7 +33,7 @@ def open_custom(name: str, path: str, split: str) -> Source:
     make = getattr(_import(module_name, where), attribute, None)
     if not callable(make):
         raise ValueError(f"{where}: there is no class or function {attribute!r} in {module_name}")
-    source = make(name, split)
+    source: Any = make(name, split)
     lacking = [part for part in ("__len__", "read", "action_spec") if not hasattr(source, part)]
     if lacking:
         raise ValueError(
