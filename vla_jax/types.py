@@ -13,7 +13,7 @@ A mask's name says what True means.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -61,3 +61,4 @@ class Batch(TypedDict):
     in_loss: np.ndarray  # bool [B, T]: this token is predicted (from the position before it)
     valid: np.ndarray  # bool [B, T]: not padding
     source: np.ndarray  # int32 [B]: index into the mixture's source names
+    truncated: NotRequired[np.ndarray]  # bool [B]: its answer was too long and is cut

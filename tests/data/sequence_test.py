@@ -3,9 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vla_jax.actions.digits import DigitTokenizer
+from vla_jax.actions.fast import FastTokenizer
 from vla_jax.actions.uniform import UniformTokenizer
+from vla_jax.data import sequence
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.text.prompts import robot_prompt
+from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.types import Example
 
 PROMPT = "Q: what is this? A:"
@@ -76,11 +80,102 @@ def test_rows_equal_rows_built_one_by_one(builder):
             np.testing.assert_array_equal(together[key][number], row, strict=True)
 
 
-def test_a_long_answer_is_cut_and_has_no_eos(builder, vocabulary):
+def _row_by_hand(builder: SequenceBuilder, example: Example) -> dict[str, np.ndarray]:
+    """One row, token by token, with the plain calls of vocabulary and tokenizer."""
+    vocabulary, tokenizer = builder.vocabulary, builder.action_tokenizer
+    prompt = [vocabulary.bos_id, *vocabulary.encode(example.prompt)]
+    if example.action is None:
+        answer = vocabulary.encode(example.answer)
+        trained = [True] * len(answer)
+    else:
+        answer = tokenizer.encode(example.action).tolist()
+        trained = [True] * len(answer)
+        if example.action_valid is not None:
+            trained = tokenizer.tokens_valid(np.asarray(answer), example.action_valid).tolist()
+    answer, trained = [*answer, vocabulary.eos_id], [*trained, True]
+    truncated = len(answer) > builder.max_answer_tokens
+    answer, trained = answer[: builder.max_answer_tokens], trained[: builder.max_answer_tokens]
+    rest = builder.max_tokens - len(prompt) - len(answer)
+    said = [False] * len(prompt) + [True] * len(answer) + [False] * rest
+    return {
+        "tokens": np.asarray([*prompt, *answer, *[vocabulary.pad_id] * rest], np.int32),
+        "attend_causal": np.asarray(said),
+        "in_loss": np.asarray([False] * len(prompt) + trained + [False] * rest),
+        "valid": np.asarray([True] * (len(prompt) + len(answer)) + [False] * rest),
+        "truncated": np.asarray(truncated),
+    }
+
+
+@pytest.mark.parametrize("kind", ["uniform", "digits", "fast"])
+def test_rows_built_together_are_those_made_by_hand(vocabulary, spec, kind):
+    """Robots with and without padded steps, texts short, long and repeated; bit by bit."""
+    rng = np.random.default_rng(1)
+
+    def chunk() -> np.ndarray:
+        action = rng.uniform(spec.low - 0.01, spec.high + 0.01, (3, 8)).astype(np.float32)
+        action[:, 0] = action[:, 0] > 0.5
+        return action
+
+    tokenizer = {
+        "uniform": lambda: UniformTokenizer(spec, vocabulary.integer_ids, chunk=3),
+        "digits": lambda: DigitTokenizer(
+            spec, vocabulary.digit_ids[:10], int(vocabulary.digit_ids[10]), chunk=3
+        ),
+        "fast": lambda: FastTokenizer.fit(
+            spec, [chunk() for _ in range(50)], token_ids=np.arange(1000, 1300), vocabulary=300
+        ),
+    }[kind]()
+    builder = SequenceBuilder(vocabulary, tokenizer, max_tokens=130, max_answer_tokens=98)
+    steps = np.repeat([[True], [True], [False]], 8, axis=1)
+    examples = []
+    for number in range(40):
+        prompt = robot_prompt(f"pick dog number {number % 7}")
+        valid = (None, steps)[number % 2]
+        examples.append(Example((b"",), prompt, action=chunk(), action_valid=valid))
+        words = " ".join(rng.choice(["a", "dog", "<017>", "Bär", "é, "], number * 4 + 1))
+        examples.append(text(prompt=f"<003> number {number % 5}", answer=words))
+    rows = builder.build_rows(examples)
+    assert rows["truncated"].any() and not rows["truncated"].all()
+    again = builder.build_rows(examples)  # every prompt is known now
+    for number, example in enumerate(examples):
+        for key, want in _row_by_hand(builder, example).items():
+            np.testing.assert_array_equal(rows[key][number], want)
+            np.testing.assert_array_equal(again[key][number], rows[key][number], strict=True)
+
+
+def test_a_batch_is_encoded_by_one_call_of_each_kind(spec, monkeypatch):
+    vocabulary = Vocabulary()
+    tokenizer = UniformTokenizer(spec, vocabulary.integer_ids)
+    builder = SequenceBuilder(vocabulary, tokenizer, max_tokens=48, max_answer_tokens=12)
+    texts, actions = [], []
+    encode, encode_actions = vocabulary.encode_batch, tokenizer.encode_batch
+    monkeypatch.setattr(vocabulary, "encode_batch", lambda t: texts.append(t) or encode(t))
+    monkeypatch.setattr(tokenizer, "encode_batch", lambda a: actions.append(a) or encode_actions(a))
+    examples = [robot(np.zeros((1, 8))), text(), robot(np.ones((1, 8)) * 0.01), text(answer="b")]
+    for _ in range(2):
+        builder.build_rows(examples)
+    # Prompts once each, the answers again.
+    assert texts == [[examples[0].prompt, PROMPT, "a dog", "b"], ["a dog", "b"]]
+    assert [a.shape for a in actions] == [(2, 1, 8)] * 2
+
+
+def test_prompts_used_long_ago_are_forgotten(builder, monkeypatch):
+    monkeypatch.setattr(sequence, "_KNOWN_PROMPTS", 2)
+    rows = builder.build_rows([text(prompt=f"Q: {n}? A:") for n in (0, 1, 0, 2)])
+    assert len(builder._known) == 2
+    again = builder.build_rows([text(prompt=f"Q: {n}? A:") for n in (0, 1, 0, 2)])
+    np.testing.assert_array_equal(rows["tokens"], again["tokens"])
+
+
+def test_a_long_answer_is_cut_has_no_eos_and_says_so(builder, vocabulary):
     answer = "a dog, " * 20
     row = builder.build(text(answer=answer))
     assert row["in_loss"].sum() == 12
     assert row["tokens"][row["in_loss"]].tolist() == vocabulary.encode(answer)[:12]
+    # 11 tokens and EOS are not too long.
+    fits = vocabulary.decode(vocabulary.encode(answer)[:11])
+    examples = [text(answer=answer), text(), text(answer=fits), robot(np.zeros((1, 8)))]
+    assert builder.build_rows(examples)["truncated"].tolist() == [True, False, False, False]
 
 
 def test_a_row_may_be_full_and_not_more(vocabulary):

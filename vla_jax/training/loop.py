@@ -98,7 +98,7 @@ class Window:
         }
         sums = {
             key: np.sum([m["by_source"][key] for m in metrics], axis=0)
-            for key in ("loss", "correct", "tokens", "samples")
+            for key in ("loss", "correct", "tokens", "samples", "truncated")
         }
         for key, total in self._total.items():
             total += sums[key]
@@ -106,6 +106,8 @@ class Window:
             if sums["tokens"][s]:
                 out[f"{name}/loss"] = float(sums["loss"][s] / sums["tokens"][s])
                 out[f"{name}/token_accuracy"] = float(sums["correct"][s] / sums["tokens"][s])
+            if sums["samples"][s]:
+                out[f"{name}/truncated_share"] = float(sums["truncated"][s] / sums["samples"][s])
             for key, total in self._total.items():
                 out[f"{name}/share_of_{key}"] = float(total[s] / total.sum())
             out[f"{name}/share_configured"] = float(self._weights[s])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,17 +13,23 @@ from vla_jax.training.alignment import alignment_loss, gaussian_target
 from vla_jax.types import Params
 
 
+class AnswerLogits(NamedTuple):
+    """What the model says where there is loss, K = max_answer_tokens positions of a row."""
+
+    logits: jax.Array  # float32 [B, K, V]
+    position: jax.Array  # int32 [B, K]: of the predicted token in its row
+    target: jax.Array  # int32 [B, K]
+    in_loss: jax.Array  # bool [B, K]
+    image_tokens: jax.Array  # [B, P, D]
+
+
 def answer_logits(
     model: Vla, params: Params, batch: dict[str, jax.Array], max_answer_tokens: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> AnswerLogits:
     """Logits only where there is loss.
 
-    The K = max_answer_tokens loss positions of a row are gathered before the vocabulary product:
-    no [B, T, V] array exists.
-
-    Returns:
-      logits float32 [B, K, V], target int32 [B, K], in_loss bool [B, K], and the image tokens
-      [B, P, D].
+    The K loss positions of a row are gathered before the vocabulary product: no [B, T, V] array
+    exists.
     """
     # A stable sort brings the positions with loss to the front, in order.
     position = jnp.argsort(~batch["in_loss"], axis=1, stable=True)[:, :max_answer_tokens]
@@ -35,11 +43,11 @@ def answer_logits(
         batch["tokens"],
         batch["attend_causal"],
         batch["valid"],
-        batch.get("segment"),
-        jnp.maximum(position - 1, 0),
+        segment=batch.get("segment"),
+        wanted=jnp.maximum(position - 1, 0),
     )
     logits = run_model(model, params, hidden, method="logits")
-    return logits, target, in_loss, image_tokens
+    return AnswerLogits(logits, position, target, in_loss, image_tokens)
 
 
 def answer_loss(
@@ -64,10 +72,13 @@ def answer_loss(
 
     Returns:
       The loss (nats per token), and float32 [num_sources] sums by source: "loss" (nats), "correct"
-      (greedy token matches), "tokens", "samples". Sums, not means: hosts and sources hold different
-      numbers of loss tokens, so a mean of means is biased.
+      (greedy token matches), "tokens", "samples", and "truncated", the samples whose answer was
+      cut. Sums, not means: hosts and sources hold different numbers of loss tokens, so a mean of
+      means is biased.
     """
-    logits, target, in_loss, image_tokens = answer_logits(model, params, batch, max_answer_tokens)
+    logits, position, target, in_loss, image_tokens = answer_logits(
+        model, params, batch, max_answer_tokens
+    )
     target_logit = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
     weight = in_loss.astype(jnp.float32)
     # The target is the likeliest token if nothing is above it: a maximum is a quicker pass over the
@@ -78,7 +89,7 @@ def answer_loss(
             model, logits, target, target_logit, integer_smoothing, exact_integers
         )
     nats = jax.nn.logsumexp(logits, axis=-1) - target_logit
-    by_source = _sums_by_source(batch["source"], num_sources, nats * weight, correct, weight)
+    by_source = _sums_by_source(batch, num_sources, nats * weight, correct, weight)
     loss = jnp.sum(by_source["loss"]) / jnp.maximum(jnp.sum(by_source["tokens"]), 1.0)
     if name_ids is not None:
         loss += alignment_loss(model, params, image_tokens, batch, name_ids).loss
@@ -102,7 +113,7 @@ def patch_label_loss(
     image_tokens = run_model(model, params, batch["images"], method="image_tokens")
     found = alignment_loss(model, params, image_tokens, batch, name_ids)
     return found.loss, _sums_by_source(
-        batch["source"],
+        batch,
         num_sources,
         found.word_nats * found.thing,
         found.correct * found.thing,
@@ -111,15 +122,22 @@ def patch_label_loss(
 
 
 def _sums_by_source(
-    source: jax.Array, num_sources: int, nats: jax.Array, correct: jax.Array, weight: jax.Array
+    batch: dict[str, jax.Array],
+    num_sources: int,
+    nats: jax.Array,
+    correct: jax.Array,
+    weight: jax.Array,
 ) -> dict[str, jax.Array]:
+    rows = jnp.ones(weight.shape[0], jnp.float32)
+    truncated = batch.get("truncated")
     per_row = {
         "loss": jnp.sum(nats, axis=1),
         "correct": jnp.sum(correct, axis=1),
         "tokens": jnp.sum(weight, axis=1),
-        "samples": jnp.ones(weight.shape[0], jnp.float32),
+        "samples": rows,
+        "truncated": 0 * rows if truncated is None else truncated.astype(jnp.float32),
     }
-    return {k: jax.ops.segment_sum(v, source, num_sources) for k, v in per_row.items()}
+    return {k: jax.ops.segment_sum(v, batch["source"], num_sources) for k, v in per_row.items()}
 
 
 def _smoothed_target_logit(
