@@ -315,7 +315,7 @@ def test_every_step_forwards_and_backwards(data):
 
 
 def test_several_threads_with_few_decoders(data):
-    source = LeRobotSource("arm", data, "all", cameras=CAMERAS, video_cache=2, cache_mib=0)
+    source = LeRobotSource("arm", data, "all", cameras=CAMERAS, video_cache=2, cache_bytes=0)
     order = np.random.default_rng(1).permutation(np.repeat(np.arange(TOTAL), 4)).tolist()
     most = []
 
@@ -430,7 +430,7 @@ def test_pictures_are_read_by_row_group_and_kept_within_limits(sets, monkeypatch
     ]
     recent = source._row_groups._recent
     assert len(recent) == 6 and 0 < recent.num_bytes < 256 * 2**20
-    small = LeRobotSource("arm", sets["v2_image"], "all", cameras=CAMERAS, cache_mib=0)
+    small = LeRobotSource("arm", sets["v2_image"], "all", cameras=CAMERAS, cache_bytes=0)
     for index in range(TOTAL):
         _check(small, index)
     assert (len(small._row_groups._recent), small._row_groups._recent.num_bytes) == (0, 0)
@@ -464,7 +464,7 @@ def test_the_table_of_steps_is_built_once_and_mapped(data, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(LeRobotSource, "_read_steps", None)
         source = LeRobotSource("arm", copy, "all", cameras=CAMERAS)
-    assert isinstance(source._steps, np.memmap)
+    assert isinstance(source._steps.base, np.memmap)
     for index in range(TOTAL):
         _check(source, index)
     # Another split and changed data make other tables.

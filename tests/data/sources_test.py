@@ -88,18 +88,79 @@ def test_image_text_equals_what_tfds_reads(web_data):
 
 
 def test_the_cache_is_bounded_and_changes_nothing(robot_data):
-    cached, uncached = (
-        EpisodeSource("robot", robot_data),
-        EpisodeSource("r", robot_data, cache_mib=0),
-    )
-    for index in [*range(len(cached)), *reversed(range(len(cached)))]:
-        a, b = cached.read(index), uncached.read(index)
+    size = 20_000  # of a few episodes of five
+    small, large = (EpisodeSource("r", robot_data, cache_bytes=n) for n in (size, 2**28))
+    for index in [*range(13), *reversed(range(13))]:
+        a, b = small.read(index), large.read(index)
         assert a.images == b.images
         np.testing.assert_array_equal(a.action, b.action)
-    assert (len(uncached._recent), uncached._recent.num_bytes) == (0, 0)
-    assert len(cached._recent) == 4
-    held = sum(cached._parse(number).num_bytes for number in range(4))
-    assert cached._recent.num_bytes == held
+        assert small._recent.num_bytes <= size
+    actions = 4 * 8 * sum(LENGTHS[:4])
+    records = [RecordFiles("r", robot_data, "train").read(number) for number in range(4)]
+    whole = 0 if large._records.reads_parts else sum(map(len, records))
+    assert large._recent.num_bytes == actions + whole
+
+
+def test_the_step_index_is_what_the_records_hold(robot_data):
+    """Against a parse of each episode, among them bytes that stand in a record twice."""
+    source = EpisodeSource("robot", robot_data)
+    for number in range(4):
+        features = RecordFiles("robot", robot_data, "train").parse(number)
+        track = source.track(number)
+        stored = features["steps/action"].float_list.value
+        np.testing.assert_array_equal(track.actions.ravel(), np.asarray(stored, np.float32))
+        images = features["steps/observation/image"].bytes_list.value
+        assert [source.read(track.first + t).images[0] for t in range(len(images))] == list(images)
+        texts = features["steps/language_instruction"].bytes_list.value
+        assert [text.encode() for text in track.instructions] == list(texts)
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_pictures_that_repeat_frames_states_and_plans(tmp_path, spec, file_format):
+    """Equal pictures in a row and between views; frames before a step; what the robot measures."""
+
+    def four(number: int):
+        one = episode(number, 4)
+        front = [encoded(k) for k in (1, 2, 1, 1)]
+        return {**one, "images": {"image": front, "wrist": [encoded(k) for k in (2, 1, 3, 1)]}}
+
+    path = tmp_path / "d"
+    write_episodes(
+        map(four, range(2)), path, spec, name="d", description="", file_format=file_format
+    )
+    layout = EpisodeLayout(
+        images=("steps/observation/wrist", "steps/observation/image"),
+        state=("steps/observation/state", "steps/reward"),
+        plan="steps/language_instruction",
+    )
+    source = EpisodeSource("d", path, layout=layout, frames=3)
+    front, wrist = four(0)["images"]["image"], four(0)["images"]["wrist"]
+    for index in range(8):
+        step = index % 4
+        rows = [max(step - back, 0) for back in (2, 1, 0)]
+        example = source.read(index)
+        assert example.images == tuple(v[row] for row in rows for v in (wrist, front))
+        expected = four(index // 4)
+        reward = float(step == 3 and expected["success"])
+        np.testing.assert_array_equal(example.state[:8], expected["state"][step])
+        assert example.state[8] == reward
+        assert example.plan == expected["instruction"]
+    np.testing.assert_array_equal(source.track(1).state[:, :8], four(1)["state"])
+
+
+def test_damaged_episodes_are_left_out_up_to_a_number(tmp_path, spec, capsys):
+    def change(features):
+        features["steps/action"].float_list.value.pop()
+
+    _rewrite(tmp_path / "d", spec, change)
+    with pytest.raises(ValueError, match=r"record 1 \(episode 1\).*1 of 5 episodes.*0 are allowed"):
+        EpisodeSource("robot", tmp_path / "d")
+    source = EpisodeSource("robot", tmp_path / "d", max_bad_records=1)
+    assert capsys.readouterr().err.startswith("left out: data set 'robot'")
+    assert len(source) == sum(LENGTHS) - LENGTHS[1]
+    assert source.track(1).actions.shape == (0, 8)
+    expected = [encoded(100 * n + t) for n in (0, 2, 3, 4) for t in range(LENGTHS[n])]
+    assert [source.read(i).images[0] for i in range(len(source))] == expected
 
 
 def test_the_step_index_is_built_once(robot_data, monkeypatch):
@@ -236,7 +297,7 @@ def test_nan_action_names_data_set_episode_and_step(tmp_path, spec):
     source = EpisodeSource("robot", tmp_path / "d")
     source.read(0)
     with pytest.raises(ValueError, match=r"'robot'.*\(episode 1\) step 2 .*repair.*position_z"):
-        source.read(3)
+        source.read(3 + 2)
 
 
 def test_empty_instruction_names_data_set_episode_and_step(tmp_path, spec):
@@ -245,7 +306,7 @@ def test_empty_instruction_names_data_set_episode_and_step(tmp_path, spec):
 
     _rewrite(tmp_path / "d", spec, change)
     with pytest.raises(ValueError, match=r"'robot'.*\(episode 1\) step 4.*empty instruction"):
-        EpisodeSource("robot", tmp_path / "d").read(3)
+        EpisodeSource("robot", tmp_path / "d").read(3 + 4)
 
 
 def test_steps_of_different_number_are_named(tmp_path, spec):

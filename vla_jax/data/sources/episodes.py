@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
-from vla_jax.data.sources import index_files
+from vla_jax.data.sources import step_index
 from vla_jax.data.sources.base import Track, chunk_steps, place
 from vla_jax.data.sources.recent import RecentlyRead
 from vla_jax.data.sources.records import RecordFiles, find_feature, require_image
@@ -37,6 +36,8 @@ class EpisodeLayout:
       convert: {feature name: array [steps, ...]} -> actions [steps, A] in the spec's units. None:
         the features, flattened and joined in the given order.
       spec: what the actions mean. None: as the data set's own metadata says.
+      state: numeric step features of what the robot measures, flattened and joined; (): not read.
+      plan: a text feature like `instruction`, said before the action; "": none.
     """
 
     images: tuple[str, ...] = ("steps/observation/image",)
@@ -44,25 +45,20 @@ class EpisodeLayout:
     actions: tuple[str, ...] = ("steps/action",)
     convert: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None
     spec: ActionSpec | None = None
+    state: tuple[str, ...] = ()
+    plan: str = ""
 
     @property
     def instructions(self) -> tuple[str, ...]:
         return (self.instruction,) if isinstance(self.instruction, str) else self.instruction
 
 
-@dataclasses.dataclass(frozen=True)
-class _Episode:
-    images: list[list[bytes]]  # [views][steps], encoded
-    prompts: list[str]  # [steps], or one for all
-    actions: np.ndarray  # float32 [steps, A]
-    num_bytes: int
-
-
 class EpisodeSource:
     """Every step of every episode is one record.
 
-    Episodes are parsed whole, without decoding images; those read last are kept. A table of episode
-    lengths is built at the first opening, see `index_files`.
+    Episodes are read once, at the first opening, to build a table of all steps, see `step_index`.
+    After that a step of a TFRecord file costs one read of its images; of an ArrayRecord file, which
+    is compressed, the whole episode is read, and those read last are kept.
 
     Args:
       name: for messages.
@@ -71,12 +67,15 @@ class EpisodeSource:
       layout: where things are.
       expected_spec: of the checkpoint or config; another one in the data set is refused.
       chunk: C, actions of a record: that of its step and those that follow.
-      cache_mib: memory for parsed episodes.
+      frames: images of this many steps, the last one the record's own; oldest first, each with all
+        its views. Before the episode's first step that one is repeated.
+      max_bad_records: damaged episodes that are left out, each with a line on stderr.
+      cache_bytes: memory for what was read or converted last.
 
     Raises:
       FileNotFoundError: no such data set.
       ValueError: a feature is missing or of the wrong kind, no ActionSpec or another one than
-        expected, a damaged file.
+        expected, more damaged episodes than allowed.
     """
 
     def __init__(
@@ -88,21 +87,34 @@ class EpisodeSource:
         layout: EpisodeLayout = EpisodeLayout(),
         expected_spec: ActionSpec | None = None,
         chunk: int = 1,
-        cache_mib: int = 256,
+        frames: int = 1,
+        max_bad_records: int = 0,
+        cache_bytes: int = 256 * 2**20,
     ):
         self.name = name
         self._records = RecordFiles(name, path, split)
-        self._layout, self._chunk = layout, chunk
-        self._check_images()
-        self._text_sizes = self._check_instructions()
-        self._shapes = self._check_actions()
+        self._layout, self._chunk, self._frames = layout, chunk, frames
+        self._where = f"data set {name!r} ({self._records.path})"
+        for key in layout.images:
+            require_image(self._records.info.features, key, where=self._where)
+        texts = {
+            key: self._text_size(key)
+            for key in (*layout.instructions, *([layout.plan] if layout.plan else []))
+        }
+        numbers = {key: self._shape(key) for key in (*layout.actions, *layout.state)}
         self.action_spec = self._find_spec()
         if expected_spec is not None:
             expected_spec.require_same(
                 self.action_spec, here="this run", there=f"data set {name!r} ({path})"
             )
-        self._starts = [0, *np.cumsum(self._lengths()).tolist()]
-        self._recent = RecentlyRead[_Episode](cache_mib, lambda episode: episode.num_bytes)
+        features = step_index.StepFeatures(layout.images, numbers, texts)
+        self._index = step_index.load_or_build(self._records, features)
+        self._require_few_bad(max_bad_records)
+        self._starts = self._index.starts.tolist()
+        self._columns, self._shapes = _columns(numbers), numbers
+        self._state = [c for key in layout.state for c in self._columns[key]]
+        self._recent = RecentlyRead[Any](cache_bytes, _num_bytes)
+        self._prompts: dict[tuple[int, ...], str] = {}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -121,11 +133,16 @@ class EpisodeSource:
 
     def track(self, number: int) -> Track:
         """See `EpisodicSource`."""
-        episode = self._episode(number)
-        steps = len(episode.actions)
-        texts = episode.prompts if len(episode.prompts) > 1 else episode.prompts * steps
-        where = f"{self._records.where(number)} (episode {number})"
-        return Track(where, self._starts[number], episode.actions, tuple(texts))
+        steps = slice(self._starts[number], self._starts[number + 1])
+        strings, texts = self._index.strings, self._index.texts[steps].tolist()
+        count = len(self._layout.instructions)
+        return Track(
+            where=f"{self._records.where(number)} (episode {number})",
+            first=self._starts[number],
+            actions=self._convert(number),
+            instructions=tuple(_first_text(strings, row[:count]) for row in texts),
+            state=self._index.numbers[steps][:, self._state] if self._state else None,
+        )
 
     def read(self, index: int) -> Example:
         """Step `index`; its action is [C, A].
@@ -135,101 +152,89 @@ class EpisodeSource:
         Raises ValueError naming data set, file, episode and step if it cannot be used.
         """
         number, step = self.locate(index)
-        episode = self._episode(number)
-        steps, valid = chunk_steps(step, self._chunk, *episode.actions.shape)
+        actions = self._recent.get(("actions", number), lambda: self._convert(number))
+        steps, valid = chunk_steps(step, self._chunk, *actions.shape)
+        action = actions[steps]
+        if not np.isfinite(action).all():
+            bad = int(steps[np.flatnonzero(~np.isfinite(action).all(axis=1))[0]])
+            self.action_spec.validate(
+                actions[bad], where=f"{self._at(number, bad)} (repair or drop the episode)"
+            )
+        texts = self._index.texts[index].tolist()
         return Example(
-            images=tuple(view[step] for view in episode.images),
-            prompt=episode.prompts[step if len(episode.prompts) > 1 else 0],
-            action=episode.actions[steps],
+            images=self._images(number, step),
+            prompt=self._prompt(texts, number, step),
+            action=action,
             action_valid=valid,
+            plan=self._index.strings[texts[-1]].strip() if self._layout.plan else "",
+            state=self._measured(number, step) if self._state else None,
         )
 
-    def _episode(self, number: int) -> _Episode:
-        return self._recent.get(number, lambda: self._parse(number))
+    def _images(self, number: int, step: int) -> tuple[bytes, ...]:
+        first = self._starts[number]
+        rows = range(first + step - self._frames + 1, first + step + 1)
+        spans = [span for row in rows for span in self._index.images[max(row, first)].tolist()]
+        if not all(length for _, length in spans):
+            raise ValueError(f"{self._at(number, step)} has an image of 0 bytes: drop the episode")
+        if self._records.reads_parts:
+            return tuple(self._records.read_part(number, *span) for span in spans)
+        record = self._recent.get(("record", number), lambda: self._records.read(number))
+        return tuple(record[offset : offset + length] for offset, length in spans)
 
-    def _parse(self, number: int) -> _Episode:
-        features = self._records.parse(number)
-        where = f"{self._records.where(number)} (episode {number})"
-        steps = self._starts[number + 1] - self._starts[number]
-        images = [list(features[key].bytes_list.value) for key in self._layout.images]
-        if any(len(view) != steps for view in images):
+    def _measured(self, number: int, step: int) -> np.ndarray:
+        state = self._index.numbers[self._starts[number] + step, self._state]
+        if not np.isfinite(state).all():
             raise ValueError(
-                f"{where} has {[len(view) for view in images]} images for {steps} steps in "
-                f"{self._layout.images}: write the episode again"
+                f"{self._at(number, step)}: {', '.join(self._layout.state)} is NaN or infinite: "
+                "repair or drop the episode"
             )
-        actions = self._actions(features, steps, where)
-        prompts = self._prompts(features, steps, where)
-        num_bytes = actions.nbytes + sum(len(image) for view in images for image in view)
-        return _Episode(images, prompts, actions, num_bytes)
+        return state
 
-    def _actions(self, features: Mapping[str, Any], steps: int, where: str) -> np.ndarray:
-        parts = {}
-        for key in self._layout.actions:
-            values = _numbers(features[key])
-            if values.size != steps * int(np.prod(self._shapes[key])):
-                raise ValueError(
-                    f"{where}: {key} has {values.size} numbers for {steps} steps of shape "
-                    f"{self._shapes[key]}: write the episode again"
-                )
-            parts[key] = values.reshape(steps, *self._shapes[key])
-        if self._layout.convert is not None:
-            actions = self._layout.convert(parts)
-        else:
-            actions = np.concatenate([p.reshape(steps, -1) for p in parts.values()], axis=1)
-        bad = np.flatnonzero(~np.isfinite(actions).all(axis=1)) if actions.ndim == 2 else []
-        if len(bad):
-            where = f"{where} step {bad[0]} ({len(bad)} of {steps} steps; repair or drop them)"
-            actions = actions[bad[0]]
-        return self.action_spec.validate(actions, where=where)
+    def _convert(self, number: int) -> np.ndarray:
+        """float32 [steps, A], not checked for NaN."""
+        stored = self._index.numbers[self._starts[number] : self._starts[number + 1]]
+        keys = self._layout.actions
+        if self._layout.convert is None:
+            return stored[:, [c for key in keys for c in self._columns[key]]]
+        parts = {key: stored[:, self._columns[key]].reshape(-1, *self._shapes[key]) for key in keys}
+        actions = np.asarray(self._layout.convert(parts), np.float32)
+        if actions.shape != (len(stored), len(self.action_spec.dimensions)):
+            raise ValueError(
+                f"{self._where}: the EpisodeLayout's `convert` gives actions of shape "
+                f"{actions.shape} for {len(stored)} steps, ActionSpec {self.action_spec.name!r} "
+                f"has {len(self.action_spec.dimensions)} dimensions {self.action_spec.names}"
+            )
+        return actions
 
-    def _prompts(self, features: Mapping[str, Any], steps: int, where: str) -> list[str]:
-        columns = [self._texts(features, key, where) for key in self._layout.instructions]
-        if any(len(texts) not in (1, steps) for texts in columns):
-            counts = ", ".join(str(len(texts)) for texts in columns)
-            raise ValueError(f"{where} has {counts} instructions for {steps} steps")
-        count = max(len(texts) for texts in columns)
-        columns = [texts if len(texts) == count else texts * count for texts in columns]
-        texts = [next((t for t in row if t.strip()), row[0]) for row in zip(*columns)]
-        prompts: dict[bytes, str] = {}
-        for step, text in enumerate(texts):
-            if text in prompts:
-                continue
+    def _prompt(self, texts: list[int], number: int, step: int) -> str:
+        ids = tuple(texts[: len(self._layout.instructions)])
+        if ids not in self._prompts:
             try:
-                prompts[text] = robot_prompt(text.decode())
+                self._prompts[ids] = robot_prompt(_first_text(self._index.strings, ids))
             except ValueError as e:
+                names = ", ".join(self._layout.instructions)
                 raise ValueError(
-                    f"{where} step {step}: {', '.join(self._layout.instructions)}: {e}; "
-                    "label or drop the episode"
+                    f"{self._at(number, step)}: {names}: {e}; label or drop the episode"
                 ) from e
-        return [prompts[text] for text in texts] if len(prompts) > 1 else [prompts[texts[0]]]
+        return self._prompts[ids]
 
-    def _texts(self, features: Mapping[str, Any], key: str, where: str) -> list[bytes]:
-        size = self._text_sizes[key]
-        if not size:
-            return list(features[key].bytes_list.value)
-        codes = np.asarray(features[key].int64_list.value, np.int64)
-        if codes.size % size or (codes.size and not 0 <= codes.min() <= codes.max() < 256):
+    def _at(self, number: int, step: int) -> str:
+        return f"{self._records.where(number)} (episode {number}) step {step}"
+
+    def _require_few_bad(self, allowed: int) -> None:
+        bad = self._index.bad
+        if len(bad) > allowed:
             raise ValueError(
-                f"{where}: {key} is not UTF-8 bytes, {size} a step: write the episode again"
+                f"{next(iter(bad.values()))} ({len(bad)} of {len(self._records)} episodes of "
+                f"data set {self.name!r} are damaged, {allowed} are allowed: "
+                "data.max_bad_records)"
             )
-        return [row[row != 0].astype(np.uint8).tobytes() for row in codes.reshape(-1, size)]
-
-    def _lengths(self) -> np.ndarray:
-        def build() -> np.ndarray:
-            lengths = np.zeros(len(self._records), np.int64)
-            key, start = self._layout.images[0], time.monotonic()
-            for i in range(len(lengths)):
-                lengths[i] = len(self._records.parse(i)[key].bytes_list.value)
-                if time.monotonic() - start > 10 and i % 100 == 0:
-                    print(f"{self.name}: indexed {i} of {len(lengths)} episodes", file=sys.stderr)
-            return lengths
-
-        what = f"steps of {self._layout.images[0]}"
-        return index_files.load_or_build(self._records.files, what, build)
+        for why in bad.values():
+            print(f"left out: {why}", file=sys.stderr)
 
     def _find_spec(self) -> ActionSpec:
         stored = self._records.metadata.get(SPEC_KEY)
-        where = f"data set {self.name!r} ({self._records.path})"
+        where = self._where
         if stored is None and self._layout.spec is None:
             raise ValueError(
                 f"{where} does not say what its actions mean: give its EpisodeLayout an ActionSpec"
@@ -245,51 +250,50 @@ class EpisodeSource:
             self._layout.spec.require_same(spec, here="its EpisodeLayout", there=where)
         return spec
 
-    def _check_images(self) -> None:
-        where = f"data set {self.name!r} ({self._records.path})"
-        for key in self._layout.images:
-            require_image(self._records.info.features, key, where=where)
+    def _text_size(self, key: str) -> int:
+        """0 for a text; for one that is stored as numbers, its bytes a step."""
+        text = find_feature(self._records.info.features, key, where=self._where)
+        if text.shape == () and text.get_serialized_info().np_dtype == np.object_:
+            return 0
+        if (
+            isinstance(text.shape, tuple)
+            and len(text.shape) == 1
+            and text.shape[0] is not None
+            and np.issubdtype(text.np_dtype, np.integer)
+        ):
+            return text.shape[0]
+        raise ValueError(
+            f"{self._where}: feature {key} is not a text but {text}: name the text feature in the "
+            "EpisodeLayout"
+        )
 
-    def _check_instructions(self) -> dict[str, int]:
-        """Returns the bytes a step of each instruction that is stored as numbers; 0 for a text."""
-        where, sizes = f"data set {self.name!r} ({self._records.path})", {}
-        for key in self._layout.instructions:
-            text = find_feature(self._records.info.features, key, where=where)
-            is_text = text.shape == () and text.get_serialized_info().np_dtype == np.object_
-            is_codes = (
-                isinstance(text.shape, tuple)
-                and len(text.shape) == 1
-                and text.shape[0] is not None
-                and np.issubdtype(text.np_dtype, np.integer)
+    def _shape(self, key: str) -> tuple[int, ...]:
+        """Of a numeric feature at one step."""
+        feature = find_feature(self._records.info.features, key, where=self._where)
+        numeric = np.issubdtype(feature.np_dtype, np.number) or feature.np_dtype == np.bool_
+        stored = feature.get_serialized_info().np_dtype
+        if not numeric or stored == np.object_ or None in feature.shape:
+            raise ValueError(
+                f"{self._where}: feature {key} is {feature}; actions and states are plain numbers "
+                "of a fixed shape: name such features in the EpisodeLayout"
             )
-            if not (is_text or is_codes):
-                raise ValueError(
-                    f"{where}: feature {key} is not a text but {text}: name the text feature in "
-                    "the EpisodeLayout"
-                )
-            sizes[key] = 0 if is_text else text.shape[0]
-        return sizes
-
-    def _check_actions(self) -> dict[str, tuple[int, ...]]:
-        """Returns the per-step shape of each action feature."""
-        where, shapes = f"data set {self.name!r} ({self._records.path})", {}
-        for key in self._layout.actions:
-            feature = find_feature(self._records.info.features, key, where=where)
-            numeric = np.issubdtype(feature.np_dtype, np.number) or feature.np_dtype == np.bool_
-            stored = feature.get_serialized_info().np_dtype
-            if not numeric or stored == np.object_ or None in feature.shape:
-                raise ValueError(
-                    f"{where}: feature {key} is {feature}; actions are plain numbers of a fixed "
-                    "shape: name the action features in the EpisodeLayout"
-                )
-            shapes[key] = tuple(feature.shape)
-        return shapes
+        return tuple(feature.shape)
 
 
-def _numbers(feature: Any) -> np.ndarray:
-    kind = feature.WhichOneof("kind")
-    if kind == "float_list":
-        return np.asarray(feature.float_list.value, np.float32)
-    if kind == "int64_list":
-        return np.asarray(feature.int64_list.value, np.float32)
-    return np.zeros(0, np.float32)
+def _columns(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:
+    """Where each feature stands in a row of `StepIndex.numbers`."""
+    columns, start = {}, 0
+    for key, shape in shapes.items():
+        size = int(np.prod(shape))
+        columns[key] = list(range(start, start + size))
+        start += size
+    return columns
+
+
+def _first_text(strings: Sequence[str], ids: Sequence[int]) -> str:
+    """The first text that is not empty."""
+    return next((strings[i] for i in ids if strings[i].strip()), "")
+
+
+def _num_bytes(kept: bytes | np.ndarray) -> int:
+    return len(kept) if isinstance(kept, bytes) else kept.nbytes

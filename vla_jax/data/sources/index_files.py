@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
@@ -16,43 +16,57 @@ import numpy as np
 from vla_jax.data import storage
 from vla_jax.data.storage import FileFacts
 
-_FORMAT = 2
+_FORMAT = 3
 _PROGRESS_SECONDS = 10
 
 
 def load_or_build(
     files: Sequence[FileFacts], what: str, build: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """The table `build()` makes from `files`, from disk if it was made before.
+    """The table `build()` makes from `files`; see `load_or_build_tables`."""
+    return load_or_build_tables(files, what, ("table",), lambda: {"table": build()})["table"]
 
-    It is kept as `.index-....npy` beside the first file or, if that place cannot be written, under
-    `$XDG_CACHE_HOME/vla_jax` (`~/.cache/vla_jax`). Its name holds a hash of `what` and of the
-    files' paths, sizes and versions, so a table of other files is never used. If neither place can
-    be written, the table is built anew each time.
+
+def load_or_build_tables(
+    files: Sequence[FileFacts],
+    what: str,
+    names: Sequence[str],
+    build: Callable[[], Mapping[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """The tables `build()` makes from `files`, from disk if they were made before.
+
+    They are kept as `.index-....npy` beside the first file or, if that place cannot be written,
+    under `$XDG_CACHE_HOME/vla_jax` (`~/.cache/vla_jax`). Their names hold a hash of `what` and of
+    the files' paths, sizes and versions, so tables of other files are never used. If neither place
+    can be written, the tables are built anew each time.
 
     A table from a local disk is mapped, not read: what is not used takes no memory.
+
+    Args:
+      names: of the tables.
     """
     facts = [(_place(f.path), f.size, f.version) for f in files]
     digest = hashlib.sha256(json.dumps([_FORMAT, what, facts]).encode()).hexdigest()[:16]
-    name = f".index-{digest}.npy"
-    places = [
-        storage.join(place, name) for place in (storage.parent(files[0].path), _cache_directory())
+    stems = [
+        storage.join(place, f".index-{digest}-")
+        for place in (storage.parent(files[0].path), _cache_directory())
     ]
-    for place in places:
+    for stem in stems:
         try:
-            return _load(place)
+            return {name: _load(f"{stem}{name}.npy") for name in names}
         except Exception:  # not there, not ours or half written, in the words of any store
             continue
-    table = build()
-    buffer = io.BytesIO()
-    np.save(buffer, table)
-    for place in places:
+    tables = dict(build())
+    for stem in stems:
         try:
-            storage.write_file(place, buffer.getvalue())
-            break
+            for name in names:
+                buffer = io.BytesIO()
+                np.save(buffer, tables[name])
+                storage.write_file(f"{stem}{name}.npy", buffer.getvalue())
+            return {name: _load(f"{stem}{name}.npy") for name in names}
         except Exception:  # read-only
             continue
-    return table
+    return tables
 
 
 def load_or_build_by_file(
@@ -65,42 +79,75 @@ def load_or_build_by_file(
 ) -> np.ndarray:
     """Tables of single files as one, with a first column for the number of the file.
 
-    The table of each file is kept too: a run that is stopped goes on where it was, and when a file
-    changes or comes along, only that one is read again.
-
     Args:
-      files: the files, in order; at least one.
-      what: a table holds, and of which form.
-      build: makes the table of one file, [rows, columns] of one dtype; called in threads.
-      name: of the data set, for the progress line.
-      threads: files read at a time.
+      build: makes the table of one file, [rows, columns] of one dtype.
+      files, what, name, threads: see `build_parts`.
 
     Returns:
       [rows of all files, 1 + columns].
     """
 
-    def build_one(file: FileFacts) -> np.ndarray:
-        table = load_or_build([file], what, lambda: build(file))
-        return np.array(table)  # a mapped table would keep its file open
-
     def build_all() -> np.ndarray:
-        tables: dict[int, np.ndarray] = {}
-        pool, told = ThreadPoolExecutor(threads), time.monotonic()
-        try:
-            jobs = {pool.submit(build_one, file): number for number, file in enumerate(files)}
-            for job in as_completed(jobs):
-                tables[jobs[job]] = job.result()
-                if time.monotonic() - told > _PROGRESS_SECONDS:
-                    told = time.monotonic()
-                    print(f"{name}: indexed {len(tables)} of {len(files)} files", file=sys.stderr)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        ordered = [tables[number] for number in range(len(files))]
+        parts = build_parts(
+            files, what, ("table",), lambda n: {"table": build(files[n])}, name=name,
+            threads=threads,
+        )  # fmt: skip
+        ordered = [part["table"] for part in parts]
         numbers = np.repeat(np.arange(len(files)), [len(table) for table in ordered])
         joined = np.concatenate(ordered)
         return np.concatenate([numbers.astype(joined.dtype)[:, None], joined], axis=1)
 
     return load_or_build(files, f"{what}, by file", build_all)
+
+
+def build_parts(
+    files: Sequence[FileFacts],
+    what: str,
+    names: Sequence[str],
+    build: Callable[[int], Mapping[str, np.ndarray]],
+    *,
+    name: str,
+    threads: int = 8,
+) -> list[dict[str, np.ndarray]]:
+    """The tables of each file, made in threads.
+
+    They are kept: a run that is stopped goes on where it was, and when a file changes or comes
+    along, only that one is read again. Processes that start together each take the files in an
+    order of their own, so that they share the work.
+
+    Args:
+      files: the files, in order; at least one.
+      what: the tables hold, and of which form.
+      names: of the tables.
+      build: number of the file -> its tables.
+      name: of the data set, for the progress line.
+      threads: files read at a time.
+    """
+
+    def build_one(number: int) -> dict[str, np.ndarray]:
+        tables = load_or_build_tables([files[number]], what, names, lambda: build(number))
+        # A mapped table would keep its file open.
+        return {key: np.array(table) for key, table in tables.items()}
+
+    parts: dict[int, dict[str, np.ndarray]] = {}
+    begun = told = time.monotonic()
+    order = np.random.default_rng(os.getpid()).permutation(len(files)).tolist()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        jobs = {pool.submit(build_one, number): number for number in order}
+        for job in as_completed(jobs):
+            parts[jobs[job]] = job.result()
+            now = time.monotonic()
+            if now - told > _PROGRESS_SECONDS:
+                told = now
+                left = (now - begun) / len(parts) * (len(files) - len(parts))
+                print(
+                    f"{name}: indexed {len(parts)} of {len(files)} files, {left:.0f} s left",
+                    file=sys.stderr,
+                )
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return [parts[number] for number in range(len(files))]
 
 
 def _cache_directory() -> str:
@@ -115,4 +162,5 @@ def _place(path: str) -> str:
 def _load(path: str) -> np.ndarray:
     if storage.is_remote(path):
         return np.load(io.BytesIO(storage.read_file(path)), allow_pickle=False)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    # A plain view of the mapping: a np.memmap is ten times slower to look things up in.
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))

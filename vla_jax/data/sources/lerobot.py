@@ -41,7 +41,7 @@ class LeRobotSource:
       expected_spec: of the checkpoint or config; another one in the data set is refused.
       chunk: C, actions of a record: that of its step and those that follow.
       video_cache: decoders kept open; a few MiB each, for 640 x 480 pixels.
-      cache_mib: memory for row groups of pictures; those read last are kept.
+      cache_bytes: memory for row groups of pictures; those read last are kept.
 
     Raises:
       FileNotFoundError: no such data set, or a file of it is missing.
@@ -61,7 +61,7 @@ class LeRobotSource:
         expected_spec: ActionSpec | None = None,
         chunk: int = 1,
         video_cache: int = 16,
-        cache_mib: int = 256,
+        cache_bytes: int = 256 * 2**20,
     ):
         self.name = name
         self._meta = LeRobotMeta(name, pathlib.Path(path))
@@ -77,7 +77,7 @@ class LeRobotSource:
         self._require_files()
         self._steps = self._load_steps(split)
         self._videos = VideoFrames(self._meta.fps, video_cache)
-        self._row_groups = _RowGroups(self._meta.where, cache_mib)
+        self._row_groups = _RowGroups(self._meta.where, cache_bytes)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -100,9 +100,7 @@ class LeRobotSource:
             where=f"{self._meta.where} episode {episode.index}",
             first=first,
             actions=np.array(steps["action"]),
-            instructions=tuple(
-                self._tasks.get(task) or "" for task in steps["task_index"].tolist()
-            ),
+            instructions=tuple(self._tasks.get(task) or "" for task in tasks),
         )
 
     def read(self, index: int) -> Example:
@@ -262,9 +260,9 @@ class LeRobotSource:
 class _RowGroups:
     """Pictures in Parquet files. A picture is a struct of `bytes` and `path`."""
 
-    def __init__(self, where: str, cache_mib: int):
+    def __init__(self, where: str, cache_bytes: int):
         self._where = where
-        self._recent = RecentlyRead[pa.ChunkedArray](cache_mib, lambda column: column.nbytes)
+        self._recent = RecentlyRead[pa.ChunkedArray](cache_bytes, lambda column: column.nbytes)
 
     def image(self, file: pathlib.Path, camera: str, group: int, row: int) -> bytes:
         """Encoded, as stored."""

@@ -40,7 +40,11 @@ def open_source(
             image=config.image or "image",
             texts=_texts(config, PREFIX_AND_SUFFIX),
         )
-    robot = {"expected_spec": expected_spec, "chunk": chunk, "cache_mib": config.cache_mib}
+    robot = {
+        "expected_spec": expected_spec,
+        "chunk": chunk,
+        "cache_bytes": config.cache_mib * 2**20,
+    }
     if config.kind == "lerobot":
         return LeRobotSource(name, config.path, split, cameras=config.cameras, **robot)
     return EpisodeSource(name, config.path, split, layout=_layout(config), **robot)

@@ -14,12 +14,12 @@ class RecentlyRead(Generic[_Value]):
     """A cache that several threads may use at once.
 
     Args:
-      mib: limit in MiB. A single value above it is returned and not kept.
+      limit: in bytes. A single value above it is returned and not kept.
       num_bytes: size of a value.
     """
 
-    def __init__(self, mib: int, num_bytes: Callable[[_Value], int]):
-        self._limit, self._size_of = mib * 2**20, num_bytes
+    def __init__(self, limit: int, num_bytes: Callable[[_Value], int]):
+        self._limit, self._size_of = limit, num_bytes
         self._values: collections.OrderedDict[Hashable, _Value] = collections.OrderedDict()
         self._lock = threading.Lock()
         self.num_bytes = 0  # of all that is kept

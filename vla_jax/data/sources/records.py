@@ -70,17 +70,34 @@ class RecordFiles:
         except (ValueError, IndexError, RuntimeError, EOFError, OSError) as e:
             raise ValueError(f"{self.where(index)} cannot be read: {e}") from e
 
+    def read_part(self, index: int, offset: int, length: int) -> bytes:
+        """Bytes offset .. offset + length - 1 of a record, where `reads_parts`.
+
+        Raises as `read` does.
+        """
+        shard, number = place(self._starts, index, "record", self.name)
+        if not isinstance(self._shards, _TfRecords):
+            raise ValueError(f"{self.where(index)}: its file format gives whole records only")
+        try:
+            return self._shards.read_part(shard, number, offset, length)
+        except (EOFError, OSError) as e:
+            raise ValueError(f"{self.where(index)} cannot be read: {e}") from e
+
+    @property
+    def reads_parts(self) -> bool:
+        """Whether a part of a record can be read without the rest of it."""
+        return isinstance(self._shards, _TfRecords)
+
     def parse(self, index: int) -> Mapping[str, Any]:
         """The record's tf.Example: flat feature name -> tf.train.Feature.
 
         Raises ValueError, naming file and record, if it cannot be read or parsed.
         """
-        try:
-            return tf.train.Example.FromString(self.read(index)).features.feature
-        except DecodeError as e:
-            raise ValueError(
-                f"{self.where(index)} is damaged (not a tf.Example): copy or write the file again"
-            ) from e
+        return parse_example(self.read(index), where=self.where(index))
+
+    def of_file(self, file: int) -> range:
+        """The records in a file."""
+        return range(self._starts[file], self._starts[file + 1])
 
     def where(self, index: int) -> str:
         """`data set 'demo', /data/demo/demo-train.array_record-00003 record 17`."""
@@ -148,6 +165,10 @@ class _TfRecords:
         offset, length = self._spans[self._first[shard] + number].tolist()
         return storage.read_range(self._files[shard].path, offset, length)
 
+    def read_part(self, shard: int, number: int, offset: int, length: int) -> bytes:
+        start = int(self._spans[self._first[shard] + number, 0])
+        return storage.read_range(self._files[shard].path, start + offset, length)
+
     def _scan(self) -> np.ndarray:
         """int64 [records, 2]: offset and length of each record's bytes, from the headers alone."""
         spans = []
@@ -172,6 +193,19 @@ class _TfRecords:
                     f"{count}: copy it again"
                 )
         return np.asarray(spans, np.int64).reshape(-1, 2)
+
+
+def parse_example(data: bytes, *, where: str) -> Mapping[str, Any]:
+    """A serialized tf.Example: flat feature name -> tf.train.Feature.
+
+    Raises ValueError, starting with `where`, if it is not one.
+    """
+    try:
+        return tf.train.Example.FromString(data).features.feature
+    except DecodeError as e:
+        raise ValueError(
+            f"{where} is damaged (not a tf.Example): copy or write the file again"
+        ) from e
 
 
 def find_feature(features: Any, path: str, *, where: str) -> Any:
