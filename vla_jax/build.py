@@ -35,6 +35,7 @@ from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import Vla, init_params
 from vla_jax.sharding.mesh import MeshConfig, make_mesh, replicated
 from vla_jax.text.least_used import load_ids
+from vla_jax.text.prompts import PLAN_TEMPLATE
 from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.training.groups import freeze
 from vla_jax.training.losses import answer_loss
@@ -105,7 +106,12 @@ def open_sources(data: DataConfig, split: str | None = None) -> dict[str, Source
         if config.weight == 0:
             continue
         source = open_source(
-            name, config, split=split, expected_spec=spec, chunk=data.actions.chunk
+            name,
+            config,
+            split=split,
+            expected_spec=spec,
+            chunk=data.actions.chunk,
+            robot_prompts=data.robot_prompts,
         )
         sources[name] = source
         spec = spec or source.action_spec
@@ -308,7 +314,15 @@ def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, Checkp
     params = _restore_params(str(workdir), like, jax.tree.map(lambda _: whole, like))
     params = merge_lora(params, config.model)
     model = dataclasses.replace(config.model, lora_rank=0)
-    return Policy(params, model, builder, batch_size=batch_size), meta, config
+    policy = Policy(
+        params,
+        model,
+        builder,
+        batch_size=batch_size,
+        robot_template=PLAN_TEMPLATE if config.data.plans else config.data.robot_prompts[0],
+        plans=config.data.plans,
+    )
+    return policy, meta, config
 
 
 def require_same_config(before: CheckpointMeta, now: CheckpointMeta, *, where: str) -> None:

@@ -160,7 +160,7 @@ def test_a_batch_is_encoded_by_one_call_of_each_kind(spec, monkeypatch):
 
 
 def test_prompts_used_long_ago_are_forgotten(builder, monkeypatch):
-    monkeypatch.setattr(sequence, "_KNOWN_PROMPTS", 2)
+    monkeypatch.setattr(sequence, "_KNOWN_TEXTS", 2)
     rows = builder.build_rows([text(prompt=f"Q: {n}? A:") for n in (0, 1, 0, 2)])
     assert len(builder._known) == 2
     again = builder.build_rows([text(prompt=f"Q: {n}? A:") for n in (0, 1, 0, 2)])

@@ -6,13 +6,14 @@ import dataclasses
 from typing import Literal
 
 from vla_jax.actions.stored import ActionConfig
+from vla_jax.text.prompts import ROBOT_TEMPLATE, require_instruction
 
 SourceKind = Literal["episodes", "lerobot", "image_text", "webdataset", "jsonl"]
 
 _TEXTS = {"prompt", "answer", "language"}
 # The options of a source that each kind has a use for.
 _OPTIONS: dict[SourceKind, set[str]] = {
-    "episodes": {"record", "cameras"},
+    "episodes": {"record", "cameras", "plan"},
     "lerobot": {"cameras"},
     "image_text": {"image", *_TEXTS},
     "webdataset": _TEXTS,
@@ -33,8 +34,10 @@ class SourceConfig:
       cache_mib: memory for recently read episodes.
       record: name of an Open X-Embodiment data set, which says what its numbers mean.
       cameras: image features of a robot, one per view, in the model's order.
-      prompt: template; names in braces are fields of the record.
-      answer: field of the answer. Of several answers one is taken.
+      plan: text feature of a step with what the robot says before it acts (chain of thought).
+      prompt: template; names in braces are fields of the record. Several: other phrasings of the
+        same, one of which each sample gets.
+      answer: field of the answer. Of several answers each sample gets one.
       language: what `{language}` stands for in the template.
       image: field of the image, or of its path.
       image_root: what paths of images are relative to.
@@ -50,7 +53,8 @@ class SourceConfig:
     cache_mib: int = 256
     record: str = ""
     cameras: tuple[str, ...] = ()
-    prompt: str = ""
+    plan: str = ""
+    prompt: str | tuple[str, ...] = ""
     answer: str = ""
     language: str = ""
     image: str = ""
@@ -76,6 +80,8 @@ class DataConfig:
       seed: of the order of samples.
       max_tokens: T, tokens in a row: BOS, prompt, answer, EOS.
       max_answer_tokens: most answer tokens in a row, EOS included.
+      robot_prompts: templates of a robot's prompt, with {instruction}: phrasings of the same, one of
+        which each sample gets. Evaluation and serving use the first.
       actions: how robot actions become tokens.
       vocabulary: a SentencePiece model file; "": the one that ships with the code.
       threads: threads of the loader; small where they share cores with the training step.
@@ -86,7 +92,19 @@ class DataConfig:
     seed: int = 0
     max_tokens: int = 64
     max_answer_tokens: int = 16
+    robot_prompts: tuple[str, ...] = (ROBOT_TEMPLATE,)
     actions: ActionConfig = dataclasses.field(default_factory=ActionConfig)
     vocabulary: str = ""
     threads: int = 2
     prefetch: int = 2
+
+    def __post_init__(self):
+        if not self.robot_prompts:
+            raise ValueError("data.robot_prompts needs at least one template")
+        for template in self.robot_prompts:
+            require_instruction(template)
+
+    @property
+    def plans(self) -> bool:
+        """Whether a source says plans, so that the policy plans before it acts."""
+        return any(source.plan for source in self.sources.values())

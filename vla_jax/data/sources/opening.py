@@ -15,6 +15,7 @@ from vla_jax.data.sources.jsonl import PREFIX_AND_SUFFIX, JsonlSource
 from vla_jax.data.sources.lerobot import LeRobotSource
 from vla_jax.data.sources.texts import TextLayout
 from vla_jax.data.sources.webdataset import CAPTIONS, WebDatasetSource
+from vla_jax.text.prompts import ROBOT_TEMPLATE
 
 
 def open_source(
@@ -24,8 +25,13 @@ def open_source(
     split: str | None = None,
     expected_spec: ActionSpec | None = None,
     chunk: int = 1,
+    robot_prompts: tuple[str, ...] = (ROBOT_TEMPLATE,),
 ) -> Source:
-    """Opens a data set of the config, on another split if given. Raises as the sources do."""
+    """Opens a data set of the config, on another split if given. Raises as the sources do.
+
+    Args:
+      robot_prompts: templates of a robot's prompt.
+    """
     split = split or config.split
     if config.kind == "image_text":
         texts = _texts(config, PROMPT_AND_ANSWER)
@@ -44,6 +50,7 @@ def open_source(
         "expected_spec": expected_spec,
         "chunk": chunk,
         "cache_bytes": config.cache_mib * 2**20,
+        "templates": robot_prompts,
     }
     if config.kind == "lerobot":
         return LeRobotSource(name, config.path, split, cameras=config.cameras, **robot)
@@ -65,4 +72,5 @@ def _layout(config: SourceConfig) -> EpisodeLayout:
         # Bounds come from the training split, also for the held-out one.
         quantiles = measure(record, config.path) if record.needs_quantiles else None
         layout = record.layout(quantiles)
-    return dataclasses.replace(layout, images=config.cameras) if config.cameras else layout
+    given = {"images": config.cameras, "plan": config.plan}
+    return dataclasses.replace(layout, **{name: value for name, value in given.items() if value})
