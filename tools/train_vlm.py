@@ -33,7 +33,7 @@ from vla_jax.corpus.concepts import SPLITS
 from vla_jax.corpus.dataset import Corpus
 from vla_jax.corpus.patches import GRIPPER, OPEN
 from vla_jax.corpus.pictures import COLORS, PictureBank
-from vla_jax.data.packing import pack_rows
+from vla_jax.data.packing import Packing
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.text.vocabulary import SPACE, Vocabulary
 from vla_jax.types import Batch, Example
@@ -126,7 +126,7 @@ def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> N
                 number * args.batch_size + row, questions, PATCH
             )
             rows = builder.build_rows([Example((image,), *text) for text in texts])
-            packed = pack_rows(rows, len(texts), length=length, max_loss_tokens=loss_tokens)
+            packed = Packing(len(texts), length, loss_tokens).pack(rows)
             views[slot]["images"][row, 0] = image
             views[slot]["source"][row] = views[slot]["image_segment"][row] = 0
             views[slot]["patch_tokens"][row] = views[slot]["patch_places"][row] = -1

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -24,11 +25,12 @@ from vla_jax.checkpoints.pretrained import (
 )
 from vla_jax.config import Config
 from vla_jax.data.config import DataConfig
-from vla_jax.data.loader import Loader
+from vla_jax.data.loader import Loader, queue_bytes
 from vla_jax.data.mixture import Mixture
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
 from vla_jax.data.sources.opening import open_source
+from vla_jax.data.state import StateInput
 from vla_jax.decoding.policy import Policy
 from vla_jax.models.lora import merge_lora
 from vla_jax.models.presets import ModelConfig
@@ -57,6 +59,9 @@ _MAY_CHANGE = (
     "mesh",
     "data.threads",
     "data.prefetch",
+    "data.readers",
+    "data.host_memory_gib",
+    "data.max_bad_records",
     "evaluation",
 )
 
@@ -76,10 +81,8 @@ def make_action_tokenizer(
     config = data.actions
     if config.tokenizer == "digits":
         ids = vocabulary.digit_ids
-    elif config.token_ids:
-        ids = load_ids(config.token_ids, vocabulary)
     else:
-        ids = vocabulary.integer_ids
+        ids = _integer_ids(data, vocabulary)
     return stored.make_tokenizer(config, spec, ids)
 
 
@@ -87,30 +90,53 @@ def make_builder(
     data: DataConfig, vocabulary: Vocabulary, tokenizer: ActionTokenizer | None
 ) -> SequenceBuilder:
     """The SequenceBuilder of a config."""
+    state = None
+    if data.state.kind != "none":
+        ids = _integer_ids(data, vocabulary) if data.state.kind == "tokens" else None
+        state = StateInput(data.state.low, data.state.high, ids)
     return SequenceBuilder(
         vocabulary,
         tokenizer,
         max_tokens=data.max_tokens,
         max_answer_tokens=data.max_answer_tokens,
+        state=state,
     )
 
 
-def open_sources(data: DataConfig, split: str | None = None) -> dict[str, Source]:
-    """Opens every source with weight > 0, by name; `split` replaces the configured one.
+def _integer_ids(data: DataConfig, vocabulary: Vocabulary) -> np.ndarray:
+    """The 256 tokens that stand for integers: those named for actions, or the vocabulary's own."""
+    if data.actions.token_ids:
+        return load_ids(data.actions.token_ids, vocabulary)
+    return vocabulary.integer_ids
 
-    Raises ValueError if two robot data sets have different ActionSpecs.
+
+def open_sources(data: DataConfig, queue_bytes: int = 0) -> dict[str, Source]:
+    """Opens every source with weight > 0, by name.
+
+    Args:
+      queue_bytes: of `data.host_memory_gib`, what the loader needs; the sources share the rest.
+
+    Raises ValueError if two robot data sets have different ActionSpecs, or memory is too short.
     """
     sources: dict[str, Source] = {}
     spec: ActionSpec | None = None
-    for name, config in data.sources.items():
-        if config.weight == 0:
-            continue
+    wanted = {name: config for name, config in data.sources.items() if config.weight}
+    cache_bytes = int(data.host_memory_gib * 2**30) - queue_bytes
+    if cache_bytes < 0:
+        raise ValueError(
+            f"data.host_memory_gib {data.host_memory_gib:g} is less than the batches of a process "
+            f"need, {queue_bytes / 2**30:.2f} GiB: raise it, or lower data.prefetch, data.threads "
+            "or train.batch_size"
+        )
+    for name, config in wanted.items():
         source = open_source(
             name,
             config,
-            split=split,
             expected_spec=spec,
             chunk=data.actions.chunk,
+            frames=data.frames,
+            max_bad_records=data.max_bad_records,
+            cache_bytes=cache_bytes // len(wanted),
             robot_prompts=data.robot_prompts,
         )
         sources[name] = source
@@ -155,6 +181,9 @@ class TrainingRun:
             process_count=jax.process_count(),
             threads=config.data.threads,
             prefetch=config.data.prefetch,
+            readers=config.data.readers,
+            max_bad_records=config.data.max_bad_records,
+            packing=config.data.packing,
         )
 
     @property
@@ -162,7 +191,7 @@ class TrainingRun:
         loss = functools.partial(
             answer_loss,
             Vla(self.config.model),
-            max_answer_tokens=self.config.data.max_answer_tokens,
+            max_answer_tokens=self.config.data.row_lengths[1],
             num_sources=len(self.sources),
             integer_smoothing=self.config.train.integer_smoothing,
             exact_integers=self._levels,
@@ -181,7 +210,7 @@ class TrainingRun:
     def meta(self, step: int) -> CheckpointMeta:
         return CheckpointMeta(
             step=step,
-            next_sample=step * self.config.train.batch_size,
+            next_sample=step * self.config.train.batch_size * self.config.data.examples_per_row,
             config=schema.to_plain(self.config),
             action_tokenizer=self.builder.action_tokenizer,
             vocabulary=self.builder.vocabulary.digest,
@@ -224,7 +253,14 @@ def build_training(config: Config) -> TrainingRun:
             f"train.batch_size {config.train.batch_size} does not divide over {rows} devices "
             "(mesh data x fsdp)"
         )
-    sources = open_sources(config.data)
+    queue = queue_bytes(
+        config.train.batch_size // jax.process_count(),
+        config.model.num_views * config.data.examples_per_row,
+        config.model.image_size,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
+    sources = open_sources(config.data, queue)
     vocabulary = make_vocabulary(config)
     tokenizer = make_action_tokenizer(config.data, vocabulary, action_spec_of(sources))
     _require_ordered_tokens(config, tokenizer)
@@ -359,7 +395,7 @@ def _require_same_tokens(old: ActionTokenizer | None, new: ActionTokenizer | Non
 def _differences(old: dict, new: dict, prefix: str = ""):
     for key in sorted({*old, *new}):
         name = prefix + key
-        if name in _MAY_CHANGE or name.endswith(".cache_mib"):
+        if name in _MAY_CHANGE:
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):

@@ -28,16 +28,16 @@ class Example:
     Exactly one of `answer` (a text sample) and `action` (a robot sample) is set.
 
     A record may have several phrasings of its prompt, and several answers: each sample of it gets
-    one, by the sample's number, and evaluation gets the first. Equally many of both belong together:
-    the n-th prompt gets the n-th answer.
+    one, by the sample's number, and evaluation gets the first. Equally many of both belong
+    together: the n-th prompt gets the n-th answer.
 
     Attributes:
       images: one entry per view, in the order the model expects: encoded PNG/JPEG bytes, or
         uint8 [h, w, 3].
       prompt: the text before the answer, template applied (`text.prompts`). Never empty. Several:
         one is drawn.
-      answer: what a text sample should say. Several: one is drawn. Coordinates are written as integer pieces,
-        `<093><181>` (y, x in 1/256 of the image).
+      answer: what a text sample should say. Several: one is drawn. Coordinates are written as
+        integer pieces, `<093><181>` (y, x in 1/256 of the image).
       action: float32 [C, A], physical units, the dimensions of an `ActionSpec`.
       action_valid: bool [C, A], False for padded dimensions or chunk steps.
       plan: what a robot sample says before it acts (chain of thought); "": nothing.

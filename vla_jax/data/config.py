@@ -6,6 +6,8 @@ import dataclasses
 from typing import Literal
 
 from vla_jax.actions.stored import ActionConfig
+from vla_jax.data.packing import Packing
+from vla_jax.data.state import StateInput
 from vla_jax.text.prompts import ROBOT_TEMPLATE, require_instruction
 
 SourceKind = Literal["episodes", "lerobot", "image_text", "webdataset", "jsonl"]
@@ -13,8 +15,8 @@ SourceKind = Literal["episodes", "lerobot", "image_text", "webdataset", "jsonl"]
 _TEXTS = {"prompt", "answer", "language"}
 # The options of a source that each kind has a use for.
 _OPTIONS: dict[SourceKind, set[str]] = {
-    "episodes": {"record", "cameras", "plan"},
-    "lerobot": {"cameras"},
+    "episodes": {"record", "cameras", "state", "plan"},
+    "lerobot": {"cameras", "state"},
     "image_text": {"image", *_TEXTS},
     "webdataset": _TEXTS,
     "jsonl": {"image", "image_root", *_TEXTS},
@@ -31,10 +33,10 @@ class SourceConfig:
         its files (`gs://bucket/{00000..00012}.tar`, `captions.jsonl`).
       split: which split of it.
       weight: share of the samples, relative to the other weights. 0 leaves the source out.
-      cache_mib: memory for recently read episodes.
       record: name of an Open X-Embodiment data set, which says what its numbers mean.
       cameras: image features of a robot, one per view, in the model's order.
-      plan: text feature of a step with what the robot says before it acts (chain of thought).
+      state: numeric features of a step, joined: what a robot measures of itself.
+      plan: text feature of a step: what a robot says before it acts (chain of thought).
       prompt: template; names in braces are fields of the record. Several: other phrasings of the
         same, one of which each sample gets.
       answer: field of the answer. Of several answers each sample gets one.
@@ -50,9 +52,9 @@ class SourceConfig:
     path: str
     split: str = "train"
     weight: float = 1.0
-    cache_mib: int = 256
     record: str = ""
     cameras: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
     plan: str = ""
     prompt: str | tuple[str, ...] = ""
     answer: str = ""
@@ -72,6 +74,32 @@ class SourceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StateConfig:
+    """What a robot measures of itself, as the model gets it.
+
+    Attributes:
+      kind: "none"; "tokens": 256 bins, written at the beginning of the prompt; or "vector": one
+        position of its own, which needs `model.state_size`.
+      low, high: bounds of each number, in its unit; values outside are clipped.
+    """
+
+    kind: Literal["none", "tokens", "vector"] = "none"
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if self.kind == "none" and (self.low or self.high):
+            raise ValueError("data.state has bounds but is of kind 'none'")
+        if self.kind != "none":
+            StateInput(self.low, self.high)  # checks the bounds
+
+    @property
+    def vector_size(self) -> int:
+        """S of a vector, else 0: what `model.state_size` must be."""
+        return len(self.low) if self.kind == "vector" else 0
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What a run trains on.
 
@@ -80,31 +108,74 @@ class DataConfig:
       seed: of the order of samples.
       max_tokens: T, tokens in a row: BOS, prompt, answer, EOS.
       max_answer_tokens: most answer tokens in a row, EOS included.
-      robot_prompts: templates of a robot's prompt, with {instruction}: phrasings of the same, one of
-        which each sample gets. Evaluation and serving use the first.
+      examples_per_row: k; above 1, a row holds k samples, so that less of it is padding, and a step
+        takes k * train.batch_size of them. What does not fit is left out.
+      row_tokens: tokens in a row of several samples; at least max_tokens.
+      state: how `Example.state` reaches the model.
+      robot_prompts: templates of a robot's prompt, with {instruction}. Several: other phrasings of
+        the same, one of which each sample gets; evaluation and serving use the first.
       actions: how robot actions become tokens.
+      frames: steps whose images a robot sample has: its own and those before it, oldest first.
       vocabulary: a SentencePiece model file; "": the one that ships with the code.
       threads: threads of the loader; small where they share cores with the training step.
       prefetch: batches ready ahead of the training step.
+      readers: records read at a time; many where data are in a store, 1 for a local disk.
+      host_memory_gib: for batches and for what the sources keep, beside the program itself.
+      max_bad_records: damaged records that are named and replaced before the run ends with an
+        error; of each process.
     """
 
     sources: dict[str, SourceConfig]
     seed: int = 0
     max_tokens: int = 64
     max_answer_tokens: int = 16
+    examples_per_row: int = 1
+    row_tokens: int = 0
+    state: StateConfig = dataclasses.field(default_factory=StateConfig)
     robot_prompts: tuple[str, ...] = (ROBOT_TEMPLATE,)
     actions: ActionConfig = dataclasses.field(default_factory=ActionConfig)
+    frames: int = 1
     vocabulary: str = ""
     threads: int = 2
     prefetch: int = 2
+    readers: int = 1
+    host_memory_gib: float = 2.0
+    max_bad_records: int = 0
 
     def __post_init__(self):
+        for name in ("frames", "threads", "prefetch", "readers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
         if not self.robot_prompts:
             raise ValueError("data.robot_prompts needs at least one template")
         for template in self.robot_prompts:
             require_instruction(template)
+        if self.examples_per_row < 1:
+            raise ValueError(
+                f"data.examples_per_row must be at least 1, got {self.examples_per_row}"
+            )
+        if self.examples_per_row > 1 and self.row_tokens < self.max_tokens:
+            raise ValueError(
+                f"data.row_tokens {self.row_tokens} must hold at least one example of "
+                f"data.max_tokens {self.max_tokens}"
+            )
+        if self.examples_per_row == 1 and self.row_tokens:
+            raise ValueError("data.row_tokens is for data.examples_per_row above 1")
 
     @property
     def plans(self) -> bool:
         """Whether a source says plans, so that the policy plans before it acts."""
         return any(source.plan for source in self.sources.values())
+
+    @property
+    def packing(self) -> Packing | None:
+        """None: each row is one example."""
+        k = self.examples_per_row
+        return Packing(k, self.row_tokens, k * self.max_answer_tokens) if k > 1 else None
+
+    @property
+    def row_lengths(self) -> tuple[int, int]:
+        """Tokens of a row, and at most so many of them in the loss."""
+        if self.packing is None:
+            return self.max_tokens, self.max_answer_tokens
+        return self.packing.length, min(self.packing.max_loss_tokens, self.packing.length)

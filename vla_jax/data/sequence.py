@@ -176,21 +176,21 @@ class SequenceBuilder:
         self, examples: Sequence[Example], texts: Sequence[tuple[str, str | None]]
     ) -> tuple[list[np.ndarray], list[np.ndarray], dict[int, np.ndarray]]:
         """Ids of each prompt and answer, without BOS and EOS, and row -> ids of its action."""
-        acting = [row for row, example in enumerate(examples) if example.action is not None]
+        done = {row: e.action for row, e in enumerate(examples) if e.action is not None}
         saying = [row for row, example in enumerate(examples) if example.action is None]
         for row in saying:
             if not texts[row][1]:
                 raise ValueError(f"example with neither action nor answer: {texts[row][0]!r}")
             if examples[row].plan:
                 raise ValueError(f"plan without an action: {texts[row][0]!r}")
-        planned = [row for row in acting if examples[row].plan]
+        planned = [row for row in done if examples[row].plan]
         known, said = self._encode_texts(
             [prompt for prompt, _ in texts],
             [plan_sentence(examples[row].plan) for row in planned],
             [texts[row][1] or "" for row in saying],
         )
         prompts, plans = known[: len(texts)], known[len(texts) :]
-        actions = dict(zip(acting, self._encode_actions([examples[row] for row in acting])))
+        actions = dict(zip(done, self._encode_actions(list(done.values()))))
         answers = [actions.get(row, self._bos) for row in range(len(texts))]
         for row, ids in zip(saying, said):
             answers[row] = np.asarray(ids, np.int32)
@@ -212,7 +212,8 @@ class SequenceBuilder:
             known = {text: self._known.get(text) for text in repeated}
         missing = [text for text, ids in known.items() if ids is None]
         encoded = self.vocabulary.encode_batch([*missing, *answers])
-        found = known | {text: np.asarray(ids, np.int32) for text, ids in zip(missing, encoded)}
+        found = {text: ids for text, ids in known.items() if ids is not None}
+        found |= {text: np.asarray(ids, np.int32) for text, ids in zip(missing, encoded)}
         with self._lock:
             for text, ids in found.items():
                 self._known[text] = ids
@@ -221,20 +222,17 @@ class SequenceBuilder:
                 self._known.popitem(last=False)
         return [found[text] for text in repeated], encoded[len(missing) :]
 
-    def _encode_actions(self, examples: Sequence[Example]) -> Sequence[np.ndarray]:
+    def _encode_actions(self, actions: list[np.ndarray]) -> Sequence[np.ndarray]:
         """Ids of each action, all in one call of the tokenizer."""
-        if not examples:
+        if not actions:
             return ()
         if self.action_tokenizer is None:
             raise ValueError("a robot example needs an action tokenizer, and none is configured")
         shape = (self.action_tokenizer.chunk, len(self.action_tokenizer.spec.dimensions))
-        for example in examples:
-            if np.shape(example.action) != shape:
-                raise ValueError(
-                    f"action of shape {np.shape(example.action)}, not {shape}, for "
-                    f"{example.prompt!r}"
-                )
-        return self.action_tokenizer.encode_batch(np.stack([e.action for e in examples]))
+        wrong = {np.shape(action) for action in actions} - {shape}
+        if wrong:
+            raise ValueError(f"action of shape {min(wrong)}, the action tokenizer's is {shape}")
+        return self.action_tokenizer.encode_batch(np.stack(actions))
 
     def _add_states(
         self, prompts: list[np.ndarray], states: Sequence[np.ndarray | None] | np.ndarray
@@ -276,7 +274,7 @@ class SequenceBuilder:
                 )
 
     def _action_tokens_valid(self, example: Example, ids: np.ndarray | None) -> np.ndarray:
-        if self.action_tokenizer is None or ids is None:
+        if self.action_tokenizer is None or ids is None or example.action is None:
             raise ValueError(f"action_valid without an action: {example.prompt!r}")
         valid = np.asarray(example.action_valid, bool)
         if valid.shape != np.shape(example.action):

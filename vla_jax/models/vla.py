@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vla_jax.models.attention import count_together, prefix_lm_mask
 from vla_jax.models.decoder import Caches, Decoder, empty_caches
@@ -31,8 +32,8 @@ from vla_jax.types import Params
 class State(NamedTuple):
     """What robots measure of themselves, one for each example of a row."""
 
-    values: jax.Array  # float32 [B, S] or, in packed rows, [B, k, S]
-    valid: jax.Array  # bool [B] or [B, k]: there is one
+    values: jax.Array | np.ndarray  # float32 [B, S] or, in packed rows, [B, k, S]
+    valid: jax.Array | np.ndarray  # bool [B] or [B, k]: there is one
 
 
 class Segments(NamedTuple):
@@ -197,9 +198,9 @@ class Vla(nn.Module):
                 "given: data.state and the model must agree"
             )
         if state is not None:
-            values = state.values.reshape(b, -1, size).astype(image_tokens.dtype)
+            values = jnp.reshape(state.values, (b, -1, size)).astype(image_tokens.dtype)
             parts.insert(1, self.state(values))
-            seen.insert(1, state.valid.reshape(b, -1))
+            seen.insert(1, jnp.reshape(state.valid, (b, -1)))
         return jnp.concatenate(parts, axis=1), jnp.concatenate(seen, axis=1)
 
 

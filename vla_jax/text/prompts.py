@@ -49,20 +49,15 @@ def robot_prompt(instruction: str, template: str = ROBOT_TEMPLATE) -> str:
     return fill_template(template, {"instruction": instruction})
 
 
-def plan_prompt(instruction: str) -> str:
-    """The prompt of a robot that first says what it is going to do; raises as `robot_prompt`."""
-    return robot_prompt(instruction, PLAN_TEMPLATE)
+def robot_prompts(instruction: str, templates: Sequence[str]) -> str | tuple[str, ...]:
+    """The prompt in all of its phrasings, or the only one; raises as `robot_prompt`."""
+    prompts = tuple(robot_prompt(instruction, template) for template in templates)
+    return prompts[0] if len(prompts) == 1 else prompts
 
 
 def plan_sentence(plan: str) -> str:
     """`pick rxbar chocolate.`: what stands between the plan's prompt and `PLAN_END`."""
     return plan.strip().rstrip(".?!") + "."
-
-
-def robot_prompts(instruction: str, templates: Sequence[str]) -> str | tuple[str, ...]:
-    """The prompt, or all of its phrasings if there are several templates; raises likewise."""
-    prompts = tuple(robot_prompt(instruction, template) for template in templates)
-    return prompts[0] if len(prompts) == 1 else prompts
 
 
 def require_instruction(template: str) -> None:

@@ -215,7 +215,7 @@ class EpisodeSource:
         self, texts: list[int], number: int, step: int, *, planned: bool
     ) -> str | tuple[str, ...]:
         ids = tuple(texts[: len(self._layout.instructions)])
-        known = ids + (planned,)
+        known = (*ids, planned)
         if known not in self._prompts:
             templates = (PLAN_TEMPLATE,) if planned else self._templates
             try:

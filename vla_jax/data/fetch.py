@@ -1,0 +1,206 @@
+"""A step's rows: records read and tokenized, bad ones replaced up to a number."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from vla_jax.data import images
+from vla_jax.data.packing import Packing
+from vla_jax.data.sequence import SequenceBuilder
+from vla_jax.data.sources.base import Source
+from vla_jax.types import Example
+
+Locate = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Step -> source int32, record int64 and random bits int64 (see `types.chosen`) of each of this
+process's samples: [B], or [B * k] where rows are packed."""
+
+
+class Row(NamedTuple):
+    """An example, and where it came from."""
+
+    source: int
+    record: int
+    draw: int
+    example: Example
+    images: list[bytes]  # encoded
+
+
+class Fetch:
+    """Reads and tokenizes the rows of a step, or a part of them. Threads may share it.
+
+    A record that cannot be used is an error that names it. With `max_bad_records`, as many are told
+    on stderr, and each is replaced by the next one of its source that can be used; so
+    what replaces a sample depends on the data alone.
+
+    Args:
+      sources: in the order of `locate`'s numbers.
+      builder: makes token rows.
+      locate: which records a step has.
+      max_bad_records: see above.
+      readers: records read at a time; more than one pays where a read waits for a network.
+      packing: several samples in a row; None: one.
+
+    Raises:
+      ValueError: sources with different numbers of images.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        builder: SequenceBuilder,
+        locate: Locate,
+        *,
+        max_bad_records: int = 0,
+        readers: int = 1,
+        packing: Packing | None = None,
+    ):
+        if readers < 1 or max_bad_records < 0:
+            raise ValueError(
+                f"data.readers {readers} must be at least 1, data.max_bad_records "
+                f"{max_bad_records} at least 0"
+            )
+        self._sources, self._builder, self._locate = sources, builder, locate
+        self._packing, self._per_row = packing, 1 if packing is None else packing.examples
+        self._max_bad, self._bad = max_bad_records, set[tuple[int, int]]()
+        self._pool = ThreadPoolExecutor(readers) if readers > 1 else None
+        self._lock = threading.Condition()
+        self._running, self._stopped = 0, False
+        self.error: Exception | None = None  # tf.data would turn it into text
+        self.views = 0
+        views = {s.name: len(self._row(k, 0, 0).example.images) for k, s in enumerate(sources)}
+        if len(set(views.values())) != 1:
+            raise ValueError(f"every source of a mixture gives the same number of images: {views}")
+        self.views = next(iter(views.values()))
+
+    @property
+    def images_per_row(self) -> int:
+        return self.views * self._per_row
+
+    @property
+    def bad_records(self) -> int:
+        """Different records that were found to be bad."""
+        return len(self._bad)
+
+    def __call__(self, step: int, rows: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """-> encoded images object [rows, images], and the columns of these rows of the step."""
+        with self._lock:
+            if self._stopped:
+                raise RuntimeError("the loader is closed")
+            self._running += 1
+        try:
+            samples = slice(rows.start * self._per_row, rows.stop * self._per_row)
+            read, columns = self._build(self.read(step, samples))
+            encoded = np.asarray([row.images for row in read], object)
+            return encoded.reshape(-1, self.images_per_row), self._packed(read, columns)
+        except Exception as e:
+            self.error = self.error or e
+            raise
+        finally:
+            with self._lock:
+                self._running -= 1
+                self._lock.notify_all()
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The columns of no rows, for their names, dtypes and shapes [0, ...]."""
+        return self._packed([], self._builder.build_rows([]))
+
+    def stop(self) -> None:
+        """Waits for running calls; later ones fail at once."""
+        with self._lock:
+            self._stopped = True
+            self._lock.wait_for(lambda: not self._running)
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def read(self, step: int, samples: slice = slice(None)) -> list[Row]:
+        """These samples of a step, not yet tokenized."""
+        columns = (part[samples].tolist() for part in self._locate(step))
+        return list((map if self._pool is None else self._pool.map)(self._row, *columns))
+
+    def find_bad_images(self, step: int) -> bool:
+        """Whether the step has images that cannot be decoded; their records are bad from now on.
+
+        Raises ValueError if that makes more bad ones than allowed.
+        """
+        found = False
+        for row in self.read(step):
+            if not all(images.can_decode(image) for image in row.images):
+                found = True
+                message = (
+                    f"{self._where(row.source, row.record)}: its image is damaged or not PNG, "
+                    "JPEG, GIF or BMP: repair or drop the record"
+                )
+                self._add_bad(row.source, row.record, ValueError(message))
+        return found
+
+    def _packed(self, read: list[Row], columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        columns = {**columns, "source": np.asarray([row.source for row in read], np.int32)}
+        if self._packing is None:
+            return columns
+        packed = self._packing.pack(columns)
+        segments = self._packing.image_segments(len(packed["tokens"]), self.views)
+        return {**packed, "image_segment": segments}
+
+    def _row(self, source: int, record: int, draw: int) -> Row:
+        """A record, or the next one that is good."""
+        size = len(self._sources[source])
+        for i in ((record + n) % size for n in range(size)):
+            if (source, i) in self._bad:
+                continue
+            try:
+                where, example = self._where(source, i), self._sources[source].read(i)
+                encoded = [images.to_bytes(view, where=where) for view in example.images]
+                if self.views not in (0, len(encoded)):
+                    raise ValueError(f"{where} has {len(encoded)} images, not {self.views}")
+                return Row(source, i, draw, example, encoded)
+            except (ValueError, OSError) as e:
+                self._add_bad(source, i, e)
+            except Exception as e:
+                e.add_note(f"while reading {self._where(source, i)}")
+                raise
+        raise ValueError(f"source {self._sources[source].name!r} has no record that can be used")
+
+    def _build(self, rows: list[Row]) -> tuple[list[Row], dict[str, np.ndarray]]:
+        """Tokenizes; a record whose texts or action cannot be used is replaced."""
+        try:
+            return rows, self._tokenize(rows)
+        except ValueError:
+            rows = [self._tokenizable(row) for row in rows]
+            return rows, self._tokenize(rows)
+
+    def _tokenize(self, rows: list[Row]) -> dict[str, np.ndarray]:
+        return self._builder.build_rows([row.example for row in rows], [row.draw for row in rows])
+
+    def _tokenizable(self, row: Row) -> Row:
+        while True:
+            try:
+                self._tokenize([row])
+                return row
+            except ValueError as e:
+                self._add_bad(row.source, row.record, e)
+                row = self._row(row.source, row.record, row.draw)
+
+    def _add_bad(self, source: int, record: int, error: Exception) -> None:
+        """Raises `error` if there are too many now."""
+        with self._lock:
+            if (source, record) in self._bad:
+                return
+            self._bad.add((source, record))
+            count = len(self._bad)
+        where = self._where(source, record)
+        if count > self._max_bad:
+            error.add_note(
+                f"while reading {where}: {count} bad records; data.max_bad_records allows "
+                f"{self._max_bad}"
+            )
+            raise error
+        print(f"replaced {where} ({count} of at most {self._max_bad}): {error}", file=sys.stderr)
+
+    def _where(self, source: int, record: int) -> str:
+        return f"source {self._sources[source].name!r} record {record}"
