@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,8 @@ from vla_jax.actions.fast import FastTokenizer
 from vla_jax.actions.uniform import UniformTokenizer
 from vla_jax.data import sequence
 from vla_jax.data.sequence import SequenceBuilder
-from vla_jax.text.prompts import robot_prompt
+from vla_jax.data.state import StateInput
+from vla_jax.text.prompts import PLAN_TEMPLATE, robot_prompt
 from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.types import Example
 
@@ -197,6 +200,109 @@ def test_prompts_alone_are_the_beginning_of_the_row(builder):
     np.testing.assert_array_equal(prompts["tokens"], np.where(is_prompt, rows["tokens"], 0)[:, :36])
     with pytest.raises(ValueError, match="longer than the 36 that the model was trained with"):
         builder.prompts(["a " * 60])
+
+
+def test_a_plan_comes_before_its_action(vocabulary, spec):
+    """`Instruction: ... Plan: pick the dog. Action:`, then the bins; all of it is trained."""
+    tokenizer = UniformTokenizer(spec, vocabulary.integer_ids)
+    builder = SequenceBuilder(vocabulary, tokenizer, max_tokens=80, max_answer_tokens=30)
+    prompt = robot_prompt("I'm hungry.", PLAN_TEMPLATE)
+    action, valid = np.zeros((1, 8), np.float32), np.arange(8)[None] != 2
+    planned = Example((b"",), prompt, action=action, plan="pick the dog.", action_valid=valid)
+    rows = builder.build_rows([robot(action), planned])
+    row = {key: column[1] for key, column in rows.items()}
+    bins = tokenizer.encode(action)
+    said = [*vocabulary.encode("pick the dog."), *vocabulary.encode("Action:"), *bins.tolist()]
+    answer = row["attend_causal"]
+    assert row["tokens"][answer].tolist() == [*said, vocabulary.eos_id]
+    spoken = vocabulary.decode(row["tokens"][row["valid"]][:-9])
+    assert spoken == "Instruction: I'm hungry. Plan: pick the dog. Action:"
+    in_loss = [True] * (len(said) - 8) + valid[0].tolist() + [True]
+    assert row["in_loss"][answer].tolist() == in_loss and not row["in_loss"][~answer].any()
+    # The example beside it is not touched.
+    alone = builder.build(robot(action))
+    np.testing.assert_array_equal(rows["tokens"][0], alone["tokens"])
+    with pytest.raises(ValueError, match=r"plan and its action are .* more than max_answer_tokens"):
+        builder.build(dataclasses.replace(planned, plan="pick the dog " * 20))
+    with pytest.raises(ValueError, match="plan without an action"):
+        builder.build(dataclasses.replace(text(), plan="think"))
+
+
+def test_a_sample_gets_one_of_its_prompts_and_answers(builder, vocabulary):
+    several = dataclasses.replace(text(), prompt=("Q: a? A:", "Q: b? A:"), answer=("1", "2", "3"))
+    paired = dataclasses.replace(text(), prompt=("Q: a? A:", "Q: b? A:"), answer=("1", "2"))
+    draws = np.arange(6)
+
+    def texts(example, draws) -> list[tuple[str, str]]:
+        rows = builder.build_rows([example] * len(draws), draws)
+        said, asked = rows["in_loss"], rows["valid"] & ~rows["in_loss"]
+        return [
+            (vocabulary.decode(t[a]), vocabulary.decode(t[b]))
+            for t, a, b in zip(rows["tokens"], asked, said)
+        ]
+
+    assert set(texts(several, draws)) == {
+        (f"Q: {q}? A:", n) for q in ("a", "b") for n in ("1", "2", "3")
+    }
+    assert set(texts(paired, draws)) == {("Q: a? A:", "1"), ("Q: b? A:", "2")}
+    # Evaluation draws nothing.
+    first = builder.build_rows([several] * 2)
+    np.testing.assert_array_equal(
+        first["tokens"], builder.build_rows([several] * 2, [0, 0])["tokens"]
+    )
+    assert texts(several, [0]) == [("Q: a? A:", "1")] == texts(paired, [0])
+    with pytest.raises(ValueError, match="empty prompt"):
+        builder.build(dataclasses.replace(text(), prompt=()))
+    with pytest.raises(ValueError, match="neither action nor answer"):
+        builder.build(dataclasses.replace(text(), answer=()))
+
+
+def _with_state(vocabulary, spec, token_ids) -> SequenceBuilder:
+    return SequenceBuilder(
+        vocabulary,
+        UniformTokenizer(spec, vocabulary.integer_ids),
+        max_tokens=48,
+        max_answer_tokens=12,
+        state=StateInput([-1, 0], [1, 4], token_ids),
+    )
+
+
+def test_a_state_in_tokens_begins_the_prompt(vocabulary, spec, builder):
+    mine = _with_state(vocabulary, spec, vocabulary.integer_ids)
+    moving = dataclasses.replace(robot(np.zeros((1, 8))), state=np.asarray([0.5, 9.0]))
+    rows = mine.build_rows([moving, robot(np.zeros((1, 8))), text()])
+    # 0.5 of -1 .. 1 is bin 192, 9 is clipped to 4.
+    state = [*vocabulary.encode("State:"), *vocabulary.integer_ids[[192, 255]].tolist()]
+    plain = builder.build_rows([robot(np.zeros((1, 8))), text()])
+    want = [2, *state, *plain["tokens"][0][1:].tolist()][:48]
+    assert rows["tokens"][0].tolist() == want and "state" not in rows
+    begin = 1 + len(state)
+    for key in ("attend_causal", "in_loss", "valid"):
+        np.testing.assert_array_equal(rows[key][0, begin:], plain[key][0, 1 : 49 - begin])
+    assert not rows["attend_causal"][0, :begin].any() and rows["valid"][0, :begin].all()
+    for key in plain:  # those without a state are as ever
+        np.testing.assert_array_equal(rows[key][1:], plain[key])
+    prompts = mine.prompts([moving.prompt, PROMPT], [moving.state, None])
+    n = int(prompts["valid"][0].sum())
+    assert prompts["tokens"][0, :n].tolist() == rows["tokens"][0, :n].tolist()
+    assert mine.prompts([PROMPT])["tokens"].tolist() == prompts["tokens"][1:].tolist()
+
+
+def test_a_state_in_a_vector_is_a_column(vocabulary, spec, builder):
+    mine = _with_state(vocabulary, spec, None)
+    moving = dataclasses.replace(robot(np.zeros((1, 8))), state=np.asarray([0.5, 3.0]))
+    rows = mine.build_rows([text(), moving])
+    np.testing.assert_array_equal(
+        rows["state"], np.asarray([[0, 0], [0.5, 0.5]], np.float32), strict=True
+    )
+    assert rows["state_valid"].tolist() == [False, True]
+    plain = builder.build_rows([text(), moving])
+    for key in plain:
+        np.testing.assert_array_equal(rows[key], plain[key])
+    prompts = mine.prompts([PROMPT, moving.prompt], np.asarray([[0, 2], [0.5, 3.0]]))
+    assert prompts["state"].tolist() == [[0, 0], [0.5, 0.5]] and prompts["state_valid"].all()
+    with pytest.raises(ValueError, match=r"state of shape \(3,\), but bounds are given for 2"):
+        mine.build(dataclasses.replace(moving, state=np.zeros(3)))
 
 
 @pytest.mark.parametrize(
