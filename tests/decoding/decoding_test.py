@@ -312,24 +312,26 @@ def _plan_decoder(plan_end, limit: int):
 
 
 def test_a_plan_ends_where_the_model_ends_it_or_at_the_limit():
-    """`plan_end` is what the model says anyway, as its fourth and fifth word, or never."""
+    """`plan_end` is what the model says anyway, as its second and third word, or never."""
     policy, [image] = _policy(), _images(1)
     prompt = "Q: so? A:"
     everything = np.arange(VOCABULARY.size)
     said = _greedy(policy, image, prompt, 5, lambda i: everything)
+    first = min(n for n in range(2, 6) if said[n - 2 : n] == said[1:3])
     ids, legal = policy.action_tokenizer.automaton[:2]
     text = policy.builder.prompts([prompt])
     inputs = image[None, None], text["tokens"], text["valid"]
     options = np.zeros(1, np.float32), np.zeros(1, np.int32)
-    unsaid = [i for i in (3000, 3001) if i not in said]
-    for plan_end, limit in ((said[3:5], 12), (unsaid, 3)):
-        begun = said[:5] if plan_end == said[3:5] else [*said[:3], *unsaid]
+    assert not {3000, 3001} & {*said}
+    cases = ((said[1:3], 12, said[:first]), ([3000, 3001], 3, [*said[:3], 3000, 3001]))
+    for plan_end, limit, begun in cases:
+        count = len(begun)
         # The rest the slow way: only legal tokens, whatever was said.
-        want = _greedy(
-            policy, image, prompt, 13, lambda i, b=begun: [b[i]] if i < 5 else ids[legal[i - 5]]
-        )  # fmt: skip
+        allowed = [[word] for word in begun] + [ids[row] for row in legal]
+        want = _greedy(policy, image, prompt, count + 8, lambda i, a=allowed: np.asarray(a[i]))
         got = np.asarray(_plan_decoder(plan_end, limit)(PARAMS, *inputs, *options))[0]
-        assert got[:13].tolist() == want and (got[13:] == VOCABULARY.pad_id).all()
+        assert got[: count + 8].tolist() == want
+        assert (got[count + 8 :] == VOCABULARY.pad_id).all()
 
 
 @pytest.mark.parametrize(
@@ -385,7 +387,7 @@ def test_a_policy_that_plans_says_what_it_does():
             images[row],
             prompt,
             len(begun) + 8,
-            lambda i, b=begun: [b[i]] if i < len(b) else ids[legal[i - len(b)]],
+            lambda i, b=begun: np.asarray([b[i]]) if i < len(b) else ids[legal[i - len(b)]],
         )
         assert result.ids[row].tolist() == want[len(begun) :]
         np.testing.assert_array_equal(
