@@ -114,7 +114,8 @@ def open_sources(data: DataConfig, queue_bytes: int = 0) -> dict[str, Source]:
     """Opens every source with weight > 0, by name.
 
     Args:
-      queue_bytes: of `data.host_memory_gib`, what the loader needs; the sources share the rest.
+      queue_bytes: of `data.host_memory_gib`, what the loader needs. The sources share half of the
+        rest; reading and an allocator's gaps take the other half.
 
     Raises ValueError if two robot data sets have different ActionSpecs, or memory is too short.
     """
@@ -136,7 +137,7 @@ def open_sources(data: DataConfig, queue_bytes: int = 0) -> dict[str, Source]:
             chunk=data.actions.chunk,
             frames=data.frames,
             max_bad_records=data.max_bad_records,
-            cache_bytes=cache_bytes // len(wanted),
+            cache_bytes=cache_bytes // 2 // len(wanted),
             robot_prompts=data.robot_prompts,
         )
         sources[name] = source

@@ -86,6 +86,7 @@ class Batch(TypedDict):
     in_loss: np.ndarray  # bool [B, T]: this token is predicted (from the position before it)
     valid: np.ndarray  # bool [B, T]: not padding
     source: np.ndarray  # int32 [B]: index into the mixture's source names
+    sample: np.ndarray  # uint32 [B]: number of the sample in the run, modulo 2**32
     truncated: NotRequired[np.ndarray]  # bool [B]: its answer was too long and is cut
     # With a state that is a vector.
     state: NotRequired[np.ndarray]  # float32 [B, S], -1 .. 1

@@ -83,6 +83,7 @@ def test_batches_are_the_samples_of_the_mixture(load, mixture, sources, builder)
         expected = {
             "images": np.stack([pixels(e.images[0])[None] for e in examples]),
             "source": source,
+            "sample": np.arange(8 * step, 8 * step + 8, dtype=np.uint32),
             **builder.build_rows(examples),
         }
         assert batch["images"].dtype == np.uint8 and batch["images"].shape == (8, 1, SIZE, SIZE, 3)
@@ -107,7 +108,8 @@ def test_packed_batches_are_those_samples_in_rows(load, mixture, sources, builde
         flat = batch["images"].reshape(24, SIZE, SIZE, 3)
         for n in robots:
             np.testing.assert_array_equal(flat[n], pixels(examples[n].images[0]))
-        expected |= {"source": source.reshape(8, 3), "image_segment": np.tile([1, 2, 3], (8, 1))}
+        expected |= {"source": source.reshape(8, 3), "sample": numbers.reshape(8, 3)}
+        expected |= {"image_segment": np.tile([1, 2, 3], (8, 1))}
         batch = {key: value for key, value in batch.items() if key != "images"}
         assert batch.keys() == expected.keys()
         for key in batch:

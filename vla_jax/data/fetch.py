@@ -16,14 +16,15 @@ from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
 from vla_jax.types import Example
 
-Locate = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""Step -> source int32, record int64 and random bits int64 (see `types.chosen`) of each of this
-process's samples: [B], or [B * k] where rows are packed."""
+Locate = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+"""Step -> of each of this process's samples its number int64, source int32, record int64 and random
+bits int64 (see `types.chosen`): [B], or [B * k] where rows are packed."""
 
 
 class Row(NamedTuple):
-    """An example, and where it came from."""
+    """A sample of the run: an example, and where it came from."""
 
+    sample: int
     source: int
     record: int
     draw: int
@@ -73,7 +74,7 @@ class Fetch:
         self._running, self._stopped = 0, False
         self.error: Exception | None = None  # tf.data would turn it into text
         self.views = 0
-        views = {s.name: len(self._row(k, 0, 0).example.images) for k, s in enumerate(sources)}
+        views = {s.name: len(self._row(0, k, 0, 0).example.images) for k, s in enumerate(sources)}
         if len(set(views.values())) != 1:
             raise ValueError(f"every source of a mixture gives the same number of images: {views}")
         self.views = next(iter(views.values()))
@@ -140,14 +141,15 @@ class Fetch:
         return found
 
     def _packed(self, read: list[Row], columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        columns = {**columns, "source": np.asarray([row.source for row in read], np.int32)}
+        columns["source"] = np.asarray([row.source for row in read], np.int32)
+        columns["sample"] = np.asarray([row.sample % 2**32 for row in read], np.uint32)
         if self._packing is None:
             return columns
         packed = self._packing.pack(columns)
         segments = self._packing.image_segments(len(packed["tokens"]), self.views)
         return {**packed, "image_segment": segments}
 
-    def _row(self, source: int, record: int, draw: int) -> Row:
+    def _row(self, sample: int, source: int, record: int, draw: int) -> Row:
         """A record, or the next one that is good."""
         size = len(self._sources[source])
         for i in ((record + n) % size for n in range(size)):
@@ -158,7 +160,7 @@ class Fetch:
                 encoded = [images.to_bytes(view, where=where) for view in example.images]
                 if self.views not in (0, len(encoded)):
                     raise ValueError(f"{where} has {len(encoded)} images, not {self.views}")
-                return Row(source, i, draw, example, encoded)
+                return Row(sample, source, i, draw, example, encoded)
             except (ValueError, OSError) as e:
                 self._add_bad(source, i, e)
             except Exception as e:
@@ -184,7 +186,7 @@ class Fetch:
                 return row
             except ValueError as e:
                 self._add_bad(row.source, row.record, e)
-                row = self._row(row.source, row.record, row.draw)
+                row = self._row(row.sample, row.source, row.record, row.draw)
 
     def _add_bad(self, source: int, record: int, error: Exception) -> None:
         """Raises `error` if there are too many now."""

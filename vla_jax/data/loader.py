@@ -82,9 +82,9 @@ class Loader:
         k = 1 if packing is None else packing.examples
         samples = (rows[:, None] * k + np.arange(k)).reshape(-1)
 
-        def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
             numbers = step * batch_size * k + samples
-            return *mixture.locate(numbers), mixture.draws(numbers)
+            return numbers, *mixture.locate(numbers), mixture.draws(numbers)
 
         fetch = Fetch(
             list(sources.values()),
@@ -145,9 +145,9 @@ def evaluation_batches(
     records = np.arange(count, dtype=np.int64) * len(source) // count
     steps = -(-count // batch_size)
 
-    def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         index = np.minimum(step * batch_size + rows, count - 1)
-        return np.zeros(len(rows), np.int32), records[index], np.zeros(len(rows), np.int64)
+        return index, np.zeros(len(rows), np.int32), records[index], np.zeros(len(rows), np.int64)
 
     fetch = Fetch([source], builder, locate)
 
@@ -159,7 +159,7 @@ def evaluation_batches(
         for step in range(steps):
             batch = next(stream)
             batch["row_valid"] = step * batch_size + rows < count
-            batch["record"] = locate(step)[1]
+            batch["record"] = locate(step)[2]
             yield cast(EvaluationBatch, batch)
     finally:
         stream.close()
