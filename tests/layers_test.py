@@ -22,6 +22,7 @@ LAYERS = {
     "actions": 1,
     "text": 1,
     "sharding": 1,
+    "page": 1,
     "corpus": 2,
     "models": 3,
     "data": 3,

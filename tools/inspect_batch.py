@@ -230,7 +230,7 @@ def _action_html(spec: ActionSpec, action: np.ndarray, trained: np.ndarray | Non
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td{" class=padded" if _mark(trained, c, a) else ""}>{value:.4g}</td>'
+            f"<td{' class=padded' if _mark(trained, c, a) else ''}>{value:.4g}</td>"
             for a, value in enumerate(step.tolist())
         )
         + "</tr>"

@@ -6,8 +6,10 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -39,6 +41,7 @@ from vla_jax.sharding.mesh import MeshConfig, make_mesh, replicated
 from vla_jax.text.least_used import load_ids
 from vla_jax.text.prompts import PLAN_TEMPLATE
 from vla_jax.text.vocabulary import Vocabulary
+from vla_jax.training.augment import apply_changes, draw_changes
 from vla_jax.training.groups import freeze
 from vla_jax.training.losses import answer_loss
 from vla_jax.training.optimizer import make_optimizer
@@ -176,7 +179,7 @@ class TrainingRun:
             self.sources,
             self.builder,
             batch_size=config.train.batch_size,
-            image_size=config.model.image_size,
+            image_size=_image_size(config),
             start_step=start_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -198,7 +201,25 @@ class TrainingRun:
             exact_integers=self._levels,
         )
         groups = self.config.optimizer.groups
-        return lambda params, batch, **more: loss(freeze(params, groups), batch, **more)
+        change = self._change_images
+
+        def of_changed(params: Params, batch: dict[str, jax.Array], **more: Any):
+            return loss(freeze(params, groups), {**batch, "images": change(batch)}, **more)
+
+        return of_changed
+
+    def _change_images(self, batch: dict[str, jax.Array]) -> jax.Array:
+        """The batch's images [B, views, h, w, 3], augmented and of the model's size."""
+        config = self.config.train.augment
+        robots = [source.action_spec is not None for source in self.sources.values()]
+        source, images, size = batch["source"], batch["images"], self.config.model.image_size
+        is_robot = jnp.asarray(robots)[source.reshape(-1)]
+        sample = batch["sample"].reshape(-1)
+        changes = draw_changes(config, sample, is_robot, self.config.data.seed)
+        # A packed row holds the views of several samples.
+        of_samples = images.reshape(len(sample), -1, *images.shape[2:])
+        changed = apply_changes(of_samples, changes, config, size)
+        return changed.reshape(*images.shape[:2], size, size, 3)
 
     @property
     def _levels(self) -> int:
@@ -257,7 +278,7 @@ def build_training(config: Config) -> TrainingRun:
     queue = queue_bytes(
         config.train.batch_size // jax.process_count(),
         config.model.num_views * config.data.examples_per_row,
-        config.model.image_size,
+        _image_size(config),
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
@@ -278,6 +299,11 @@ def build_training(config: Config) -> TrainingRun:
         abstract=abstract,
         shardings=state_shardings(abstract, mesh),
     )
+
+
+def _image_size(config: Config) -> int:
+    """Of the loader's images."""
+    return config.data.image_size or config.model.image_size
 
 
 def load_initial_params(

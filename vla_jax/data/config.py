@@ -117,6 +117,8 @@ class DataConfig:
       actions: how robot actions become tokens.
       frames: steps whose images a robot sample has: its own and those before it, oldest first.
       vocabulary: a SentencePiece model file; "": the one that ships with the code.
+      image_size: side in pixels at which images reach the accelerator, which resizes them to the
+        model's. 0: the model's; images of that size are nowhere resized.
       threads: threads of the loader; small where they share cores with the training step.
       prefetch: batches ready ahead of the training step.
       readers: records read at a time; many where data are in a store, 1 for a local disk.
@@ -136,6 +138,7 @@ class DataConfig:
     actions: ActionConfig = dataclasses.field(default_factory=ActionConfig)
     frames: int = 1
     vocabulary: str = ""
+    image_size: int = 0
     threads: int = 2
     prefetch: int = 2
     readers: int = 1
