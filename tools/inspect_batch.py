@@ -1,9 +1,10 @@
-"""Shows a batch exactly as the model gets it: pictures, tokens, masks, actions in their units.
+"""Shows a batch exactly as it reaches the accelerator: pictures, tokens, masks, actions in units.
 
     python tools/inspect_batch.py --config=configs/demo_cotrain.py --step=10 --out=out/batch
 
 Prints each example, and with --out writes `batch.html`, one page without anything outside it. Any
-config key can be overridden: `--config.data.examples_per_row=4 --config.data.row_tokens=96`.
+config key can be overridden: `--config.data.examples_per_row=4 --config.data.row_tokens=96`. Needs
+neither the run's devices nor its parameters. Pictures are shown before `train.augment`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ from PIL import Image
 from vla_jax import config as config_lib
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.actions.tokenizer import ActionTokenizer
-from vla_jax.build import TrainingRun, build_training
+from vla_jax.build import (
+    action_spec_of,
+    make_action_tokenizer,
+    make_builder,
+    make_mixture,
+    make_vocabulary,
+    open_sources,
+)
+from vla_jax.config import Config
+from vla_jax.data.loader import Loader
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.types import Batch
 
@@ -264,28 +274,42 @@ def page(title: str, rows: list[str]) -> str:
     )
 
 
-def inspect(run: TrainingRun, step: int, title: str, out: Path | None) -> None:
-    """Prints the batch of a step and, if `out` is given, writes `batch.html` there."""
-    loader = run.loader(step)
+def inspect(config: Config, step: int, rows: int, out: Path | None, title: str) -> None:
+    """Prints the first rows of a step's batch and, if `out` is given, writes `batch.html` there."""
+    sources = open_sources(config.data)
+    vocabulary = make_vocabulary(config)
+    tokenizer = make_action_tokenizer(config.data, vocabulary, action_spec_of(sources))
+    builder = make_builder(config.data, vocabulary, tokenizer)
+    loader = Loader(
+        make_mixture(config.data, sources),
+        sources,
+        builder,
+        batch_size=config.train.batch_size,
+        image_size=config.data.image_size or config.model.image_size,
+        start_step=step,
+        readers=config.data.readers,
+        max_bad_records=config.data.max_bad_records,
+        packing=config.data.packing,
+    )
     try:
         batch = next(loader)
     finally:
         loader.close()
-    sources = [(name, s.action_spec is not None) for name, s in run.sources.items()]
-    rows = []
-    for row in range(len(batch["tokens"])):
-        shown = list(examples(batch, row, run.builder, sources))
+    kinds = [(name, source.action_spec is not None) for name, source in sources.items()]
+    parts = []
+    for row in range(min(rows, len(batch["tokens"]))):
+        shown = list(examples(batch, row, builder, kinds))
         print(f"row {row}: " + "\n  ".join("\n".join(map(as_text, shown)).split("\n")))
-        rows.append(as_html(batch, row, shown))
-    patches = batch["images"].shape[1] * run.config.model.num_patches
-    used = batch["valid"].sum() / batch["valid"].size
+        parts.append(as_html(batch, row, shown))
+    patches = batch["images"].shape[1] * config.model.num_patches
+    unused = 1 - batch["valid"].mean()
     print(
-        f"{len(rows)} rows of {patches} image tokens and {batch['tokens'].shape[1]} text tokens; "
-        f"{1 - used:.0%} of the text tokens are padding"
+        f"{len(batch['tokens'])} rows of {patches} image tokens and {batch['tokens'].shape[1]} text "
+        f"tokens, {unused:.0%} of which are padding"
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "batch.html").write_text(page(title, rows))
+        (out / "batch.html").write_text(page(title, parts))
         print(f"wrote {out / 'batch.html'}")
 
 
@@ -293,14 +317,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="as for vla_jax.train")
     parser.add_argument("--step", type=int, default=0, help="whose batch")
+    parser.add_argument("--rows", type=int, default=32, help="most rows to show")
     parser.add_argument("--out", type=Path, help="directory for batch.html")
     try:
         rest, overrides = config_lib.split_overrides(sys.argv[1:])
         args = parser.parse_args(rest)
-        if args.step < 0:
-            raise ValueError(f"--step {args.step} must be at least 0")
+        if args.step < 0 or args.rows < 1:
+            raise ValueError(
+                f"--step {args.step} must be at least 0, and --rows {args.rows} at least 1"
+            )
         config = config_lib.parse(config_lib.load_config(args.config, overrides))
-        inspect(build_training(config), args.step, f"{args.config}, step {args.step}", args.out)
+        inspect(config, args.step, args.rows, args.out, f"{args.config}, step {args.step}")
     except (ValueError, FileNotFoundError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

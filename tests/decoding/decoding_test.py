@@ -428,10 +428,14 @@ def test_a_policy_acts_on_the_state(token_ids):
     state = State(rows["state"], rows["state_valid"]) if size else None
     columns = (rows[k] for k in ("tokens", "attend_causal", "valid"))
     before = np.argmax(rows["in_loss"], axis=1)[:, None] - 1
-    hidden, _ = Vla(config).apply(
-        {"params": params}, images[:, None], *columns, None, before, state
-    )
-    logits = Vla(config).apply({"params": params}, hidden[:, 0], method="logits")
+    model = Vla(config)
+
+    @jax.jit
+    def first_logits(params, *inputs):
+        hidden, _ = model.apply({"params": params}, *inputs)
+        return model.apply({"params": params}, hidden[:, 0], method="logits")
+
+    logits = np.asarray(first_logits(params, images[:, None], *columns, None, before, state))
     flags = VOCABULARY.integer_ids[:2]
     assert got.ids[:, 0].tolist() == flags[np.argmax(logits[:, flags], axis=1)].tolist()
     assert (got.ids != policy.act(images, INSTRUCTIONS, states=-states).ids).any()

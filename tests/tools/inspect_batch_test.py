@@ -148,8 +148,11 @@ def test_subprocess_the_tool_writes_a_page(tmp_path):
     done = run("--step=1", f"--out={tmp_path / 'out'}", *packed)
     assert done.returncode == 0, done.stderr
     samples = [int(n) for n in re.findall(r"sample (\d+):", done.stdout)]
-    assert samples == list(range(8, 16)) and "4 rows of 8 image tokens and 70" in done.stdout
+    assert samples == list(range(8, 16)) and "4 rows of 8 image tokens and 70 text" in done.stdout
     assert (tmp_path / "out/batch.html").read_text().count("<img") == 8
+    done = run("--rows=2", f"--out={tmp_path / 'few'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "few/batch.html").read_text().count("<img") == 2
     for words, message in (
         (("--step=-1",), "--step -1 must be at least 0"),
         (("--config.data.examples_per_row=2",), "data.row_tokens 0 must hold at least one example"),

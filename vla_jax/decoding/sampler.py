@@ -59,6 +59,17 @@ class _Picker:
     num_words: int | None
     plan_end: tuple[int, ...] = ()
 
+    def __post_init__(self):
+        if self.kind != "action" and self.max_answer_tokens < 1:
+            raise ValueError("decoding text needs max_answer_tokens >= 1")
+        if self.kind == "plan" and not self.plan_end:
+            raise ValueError("decoding plans needs plan_end")
+        if self.kind != "text":
+            if self.automaton is None:
+                raise ValueError("decoding actions needs an action tokenizer")
+            if not self.automaton.legal.any(axis=1).all():
+                raise ValueError("a state of the action tokenizer has no legal token")
+
     @property
     def start(self) -> int:
         """The state of a row that has said nothing."""
@@ -171,18 +182,8 @@ def make_decoder(
       ValueError: no automaton for actions, no room for answers, a state without a legal token, or a
         decoder of plans without `plan_end`.
     """
-    if kind != "action" and max_answer_tokens < 1:
-        raise ValueError("decoding text needs max_answer_tokens >= 1")
-    if kind == "plan" and not len(plan_end):
-        raise ValueError("decoding plans needs plan_end")
-    if kind != "text":
-        if automaton is None:
-            raise ValueError("decoding actions needs an action tokenizer")
-        if not automaton.legal.any(axis=1).all():
-            raise ValueError("a state of the action tokenizer has no legal token")
-    model = Vla(config)
     pick = _Picker(
-        model,
+        Vla(config),
         kind,
         eos_id,
         max_answer_tokens,
@@ -191,50 +192,55 @@ def make_decoder(
         num_words,
         tuple(int(i) for i in plan_end),
     )
-    length = pick.length
 
     @jax.jit
-    def decode(
-        params: Params,
-        images: jax.Array,
-        tokens: jax.Array,
-        valid: jax.Array,
-        *options: jax.Array,
-        state: State | None = None,
-    ) -> jax.Array:
-        params = unstack_layers(params, config)
-        hidden, caches, seen = run_model(
-            model, params, images, tokens, valid, state, max_new_tokens=length, method="prefill"
-        )
-        batch, prefix = hidden.shape[0], seen.shape[1] - length
-
-        def append(loop: _Loop, hidden: jax.Array) -> _Loop:
-            token, state, complete = pick(params, hidden, loop.step, loop.state, *options)
-            token = jnp.where(loop.done, pad_id, token)
-            return loop._replace(
-                step=loop.step + 1,
-                ids=loop.ids.at[:, loop.step].set(token),
-                state=jnp.where(loop.done, loop.state, state),
-                done=loop.done | complete,
-            )
-
-        def body(loop: _Loop) -> _Loop:
-            newest = loop.ids[:, loop.step - 1]
-            place = prefix + loop.step - 1
-            hidden, caches, seen = run_model(
-                model, params, newest, loop.caches, loop.seen, place, method="decode_step"
-            )
-            return append(loop._replace(caches=caches, seen=seen), hidden)
-
-        nothing = _Loop(
-            jnp.int32(0),
-            jnp.full((batch, length), pad_id, jnp.int32),
-            caches,
-            seen,
-            jnp.full(batch, pick.start, jnp.int32),
-            jnp.zeros(batch, bool),
-        )
-        running = lambda loop: (loop.step < length) & ~jnp.all(loop.done)  # noqa: E731
-        return jax.lax.while_loop(running, body, append(nothing, hidden)).ids
+    def decode(params: Params, *inputs: jax.Array, state: State | None = None) -> jax.Array:
+        return _decode(unstack_layers(params, config), pick, pad_id, *inputs, state=state)
 
     return decode
+
+
+def _decode(
+    params: Params,
+    pick: _Picker,
+    pad_id: int,
+    images: jax.Array,
+    tokens: jax.Array,
+    valid: jax.Array,
+    *options: jax.Array,
+    state: State | None,
+) -> jax.Array:
+    length = pick.length
+    hidden, caches, seen = run_model(
+        pick.model, params, images, tokens, valid, state, max_new_tokens=length, method="prefill"
+    )
+    batch, prefix = hidden.shape[0], seen.shape[1] - length
+
+    def append(loop: _Loop, hidden: jax.Array) -> _Loop:
+        token, state, complete = pick(params, hidden, loop.step, loop.state, *options)
+        token = jnp.where(loop.done, pad_id, token)
+        return loop._replace(
+            step=loop.step + 1,
+            ids=loop.ids.at[:, loop.step].set(token),
+            state=jnp.where(loop.done, loop.state, state),
+            done=loop.done | complete,
+        )
+
+    def body(loop: _Loop) -> _Loop:
+        newest = loop.ids[:, loop.step - 1]
+        place = prefix + loop.step - 1
+        hidden, caches, seen = run_model(
+            pick.model, params, newest, loop.caches, loop.seen, place, method="decode_step"
+        )
+        return append(loop._replace(caches=caches, seen=seen), hidden)
+
+    nothing = _Loop(
+        jnp.int32(0),
+        jnp.full((batch, length), pad_id, jnp.int32),
+        caches,
+        seen,
+        jnp.full(batch, pick.start, jnp.int32),
+        jnp.zeros(batch, bool),
+    )
+    running = lambda loop: (loop.step < length) & ~jnp.all(loop.done)  # noqa: E731
+    return jax.lax.while_loop(running, body, append(nothing, hidden)).ids
