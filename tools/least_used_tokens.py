@@ -19,18 +19,21 @@ import numpy as np
 from vla_jax import config as config_lib
 from vla_jax.build import make_mixture, make_vocabulary, open_sources
 from vla_jax.text.least_used import count_tokens, least_used, save_ids
+from vla_jax.types import chosen
 
 
 def texts(config: config_lib.Config, samples: int) -> Iterator[str]:
     """Prompts and answers of the first `samples` samples of the mixture, with progress."""
     sources = open_sources(config.data)
-    which, records = make_mixture(config.data, sources).locate(np.arange(samples))
+    mixture = make_mixture(config.data, sources)
+    which, records = mixture.locate(np.arange(samples))
+    draws = mixture.draws(np.arange(samples)).tolist()
     ordered, begun, shown = list(sources.values()), time.monotonic(), 0.0
     for i, (k, record) in enumerate(zip(which.tolist(), records.tolist())):
-        example = ordered[k].read(record)
-        yield example.prompt
-        if example.answer is not None:
-            yield example.answer
+        prompt, answer = chosen(ordered[k].read(record), draws[i])
+        yield prompt
+        if answer is not None:
+            yield answer
         now = time.monotonic()
         if now - shown > 5:
             shown, rate = now, (i + 1) / (now - begun + 1e-9)

@@ -33,7 +33,7 @@ from vla_jax.corpus.concepts import SPLITS
 from vla_jax.corpus.dataset import Corpus
 from vla_jax.corpus.patches import GRIPPER, OPEN
 from vla_jax.corpus.pictures import COLORS, PictureBank
-from vla_jax.data.packing import pack_row
+from vla_jax.data.packing import Packing
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.text.vocabulary import SPACE, Vocabulary
 from vla_jax.types import Batch, Example
@@ -56,6 +56,7 @@ def _layout(args) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         "in_loss": (rows, np.dtype(bool)),
         "valid": (rows, np.dtype(bool)),
         "segment": (rows, np.dtype(np.int32)),
+        "image_segment": ((batch_size, 1), np.dtype(np.int32)),
         "source": ((batch_size,), np.dtype(np.int32)),
         "patch_tokens": ((batch_size, (image_size // PATCH) ** 2, WORDS), np.dtype(np.int32)),
         "patch_places": ((batch_size, (image_size // PATCH) ** 2, 2), np.dtype(np.int32)),
@@ -124,21 +125,17 @@ def _paint(worker: int, workers: int, start: int, args, names, free, ready) -> N
             image, texts, patches = corpus.questions(
                 number * args.batch_size + row, questions, PATCH
             )
-            built = pack_row(
-                builder,
-                [Example((image,), prompt, answer) for prompt, answer in texts],
-                length=length,
-                max_loss_tokens=loss_tokens,
-            )
+            rows = builder.build_rows([Example((image,), *text) for text in texts])
+            packed = Packing(len(texts), length, loss_tokens).pack(rows)
             views[slot]["images"][row, 0] = image
-            views[slot]["source"][row] = 0
+            views[slot]["source"][row] = views[slot]["image_segment"][row] = 0
             views[slot]["patch_tokens"][row] = views[slot]["patch_places"][row] = -1
             if patches is not None:
                 tokens = _label_tokens(builder.vocabulary, patches.words)
                 views[slot]["patch_tokens"][row] = tokens
                 views[slot]["patch_places"][row] = patches.places
-            for key, value in built.items():
-                views[slot][key][row] = value
+            for key in ("tokens", "attend_causal", "in_loss", "valid", "segment"):
+                views[slot][key][row] = packed[key][0]
         ready.put(slot)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -31,12 +32,14 @@ from vla_jax.data.mixture import Mixture
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
 from vla_jax.data.sources.opening import open_source
+from vla_jax.data.state import StateInput
 from vla_jax.decoding.policy import Policy
 from vla_jax.models.lora import merge_lora
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import Vla, init_params
 from vla_jax.sharding.mesh import MeshConfig, make_mesh, replicated
 from vla_jax.text.least_used import load_ids
+from vla_jax.text.prompts import PLAN_TEMPLATE
 from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.training.augment import apply_changes, draw_changes
 from vla_jax.training.groups import freeze
@@ -81,10 +84,8 @@ def make_action_tokenizer(
     config = data.actions
     if config.tokenizer == "digits":
         ids = vocabulary.digit_ids
-    elif config.token_ids:
-        ids = load_ids(config.token_ids, vocabulary)
     else:
-        ids = vocabulary.integer_ids
+        ids = _integer_ids(data, vocabulary)
     return stored.make_tokenizer(config, spec, ids)
 
 
@@ -92,12 +93,24 @@ def make_builder(
     data: DataConfig, vocabulary: Vocabulary, tokenizer: ActionTokenizer | None
 ) -> SequenceBuilder:
     """The SequenceBuilder of a config."""
+    state = None
+    if data.state.kind != "none":
+        ids = _integer_ids(data, vocabulary) if data.state.kind == "tokens" else None
+        state = StateInput(data.state.low, data.state.high, ids)
     return SequenceBuilder(
         vocabulary,
         tokenizer,
         max_tokens=data.max_tokens,
         max_answer_tokens=data.max_answer_tokens,
+        state=state,
     )
+
+
+def _integer_ids(data: DataConfig, vocabulary: Vocabulary) -> np.ndarray:
+    """The 256 tokens that stand for integers: those named for actions, or the vocabulary's own."""
+    if data.actions.token_ids:
+        return load_ids(data.actions.token_ids, vocabulary)
+    return vocabulary.integer_ids
 
 
 def open_sources(data: DataConfig, queue_bytes: int = 0) -> dict[str, Source]:
@@ -128,6 +141,7 @@ def open_sources(data: DataConfig, queue_bytes: int = 0) -> dict[str, Source]:
             frames=data.frames,
             max_bad_records=data.max_bad_records,
             cache_bytes=cache_bytes // 2 // len(wanted),
+            robot_prompts=data.robot_prompts,
         )
         sources[name] = source
         spec = spec or source.action_spec
@@ -173,6 +187,7 @@ class TrainingRun:
             prefetch=config.data.prefetch,
             readers=config.data.readers,
             max_bad_records=config.data.max_bad_records,
+            packing=config.data.packing,
         )
 
     @property
@@ -180,7 +195,7 @@ class TrainingRun:
         loss = functools.partial(
             answer_loss,
             Vla(self.config.model),
-            max_answer_tokens=self.config.data.max_answer_tokens,
+            max_answer_tokens=self.config.data.row_lengths[1],
             num_sources=len(self.sources),
             integer_smoothing=self.config.train.integer_smoothing,
             exact_integers=self._levels,
@@ -197,9 +212,14 @@ class TrainingRun:
         """The batch's images [B, views, h, w, 3], augmented and of the model's size."""
         config = self.config.train.augment
         robots = [source.action_spec is not None for source in self.sources.values()]
-        is_robot = jnp.asarray(robots)[batch["source"]]
-        changes = draw_changes(config, batch["sample"], is_robot, self.config.data.seed)
-        return apply_changes(batch["images"], changes, config, self.config.model.image_size)
+        source, images, size = batch["source"], batch["images"], self.config.model.image_size
+        is_robot = jnp.asarray(robots)[source.reshape(-1)]
+        sample = batch["sample"].reshape(-1)
+        changes = draw_changes(config, sample, is_robot, self.config.data.seed)
+        # A packed row holds the views of several samples.
+        of_samples = images.reshape(len(sample), -1, *images.shape[2:])
+        changed = apply_changes(of_samples, changes, config, size)
+        return changed.reshape(*images.shape[:2], size, size, 3)
 
     @property
     def _levels(self) -> int:
@@ -212,7 +232,7 @@ class TrainingRun:
     def meta(self, step: int) -> CheckpointMeta:
         return CheckpointMeta(
             step=step,
-            next_sample=step * self.config.train.batch_size,
+            next_sample=step * self.config.train.batch_size * self.config.data.examples_per_row,
             config=schema.to_plain(self.config),
             action_tokenizer=self.builder.action_tokenizer,
             vocabulary=self.builder.vocabulary.digest,
@@ -257,7 +277,7 @@ def build_training(config: Config) -> TrainingRun:
         )
     queue = queue_bytes(
         config.train.batch_size // jax.process_count(),
-        config.model.num_views,
+        config.model.num_views * config.data.examples_per_row,
         _image_size(config),
         threads=config.data.threads,
         prefetch=config.data.prefetch,
@@ -357,7 +377,15 @@ def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, Checkp
     params = _restore_params(str(workdir), like, jax.tree.map(lambda _: whole, like))
     params = merge_lora(params, config.model)
     model = dataclasses.replace(config.model, lora_rank=0)
-    return Policy(params, model, builder, batch_size=batch_size), meta, config
+    policy = Policy(
+        params,
+        model,
+        builder,
+        batch_size=batch_size,
+        robot_template=PLAN_TEMPLATE if config.data.plans else config.data.robot_prompts[0],
+        plans=config.data.plans,
+    )
+    return policy, meta, config
 
 
 def require_same_config(before: CheckpointMeta, now: CheckpointMeta, *, where: str) -> None:

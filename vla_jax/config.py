@@ -38,6 +38,13 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
+    def __post_init__(self):
+        if self.model.state_size != self.data.state.vector_size:
+            raise ValueError(
+                f"model.state_size is {self.model.state_size}, and data.state gives "
+                f"{self.data.state.vector_size} numbers in a vector: they must be equal"
+            )
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """Runs the config file and applies overrides.

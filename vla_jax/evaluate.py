@@ -107,12 +107,20 @@ def make_evaluators(
         acts = source_config.kind == "episodes"
         if not limit or (acts and builder.action_tokenizer is None):
             continue
-        source = open_source(name, source_config, split="test", chunk=config.data.actions.chunk)
+        source = open_source(
+            name,
+            source_config,
+            split="test",
+            chunk=config.data.actions.chunk,
+            frames=config.data.frames,
+            robot_prompts=config.data.robot_prompts,
+        )
         if isinstance(source, ImageTextSource):
             batches = vqa_batches(source, builder, limit=limit, **shape)
             evaluators.append(VqaEvaluator(batches, f"vqa_{name}"))
         else:
-            batches = action_batches(source, builder, limit=limit, **shape)
+            template = config.data.robot_prompts[0]
+            batches = action_batches(source, builder, limit=limit, template=template, **shape)
             evaluators.append(ActionEvaluator(batches, f"actions_{name}"))
     if settings.pointing_views:
         evaluators.append(PointingEvaluator(settings))

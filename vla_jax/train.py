@@ -76,7 +76,7 @@ def _write_speed(config: Config, directory: Path) -> None:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "train_flops_per_sample": train_flops_per_sample(
-            config.model, data.max_tokens, data.max_answer_tokens
+            config.model, *data.row_lengths, samples=data.examples_per_row
         ),
         "matmul_flops_per_s": matmul_flops_per_s(config.model.compute_dtype),
     }

@@ -33,6 +33,7 @@ from vla_jax.data.loader import evaluation_batches
 from vla_jax.data.sources.base import EpisodicSource, Track
 from vla_jax.data.sources.opening import open_source
 from vla_jax.data.tfds_writer import write_episodes, write_image_text
+from vla_jax.text.prompts import PLAN_TEMPLATE, ROBOT_TEMPLATE, robot_prompt
 from vla_jax.types import Example
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,12 @@ def configs(spec, tmp_path_factory) -> dict[str, SourceConfig]:
         "pictures": SourceConfig("lerobot", str(at / "image"), split="all", cameras=CAMERAS),
         "videos": SourceConfig("lerobot", str(at / "video"), split="all", cameras=CAMERAS),
         "tfds": SourceConfig("image_text", str(at / "tfds"), split="test"),
-        "tar": SourceConfig("webdataset", str(at / "tar"), language="german"),
+        "tar": SourceConfig(
+            "webdataset",
+            str(at / "tar"),
+            prompt=("Q: caption in {language} A:", "Q: what is it in {language}? A:"),
+            language="german",
+        ),
         "lines": SourceConfig(
             "jsonl",
             str(at / "jsonl" / "all.jsonl"),
@@ -143,7 +149,9 @@ class _Talking:
     def read(self, index):
         return Example(
             images=(encoded(index),),
-            prompt=f"Q: wäve {index // 3}? A:",
+            prompt=robot_prompt(
+                f"wave {index // 3}", PLAN_TEMPLATE if index % 2 else ROBOT_TEMPLATE
+            ),
             action=self._actions[index][None],
             plan=f"lift {index}" if index % 2 else "",
             state=self._states[index],
@@ -172,7 +180,7 @@ def test_records_can_be_read_without_this_program(configs, tmp_path):
     spec = {
         "image/steps/observation/image": tf.io.FixedLenFeature([], tf.string),
         "image/steps/observation/wrist": tf.io.FixedLenFeature([], tf.string),
-        "prompt": tf.io.FixedLenFeature([], tf.string),
+        "instruction": tf.io.FixedLenFeature([], tf.string),
         "action": tf.io.FixedLenFeature([8], tf.float32),
         "state": tf.io.FixedLenFeature([8], tf.float32),
         "episode": tf.io.FixedLenFeature([], tf.int64),
@@ -191,7 +199,7 @@ def test_records_can_be_read_without_this_program(configs, tmp_path):
         assert one["image/steps/observation/wrist"].numpy() == encoded(
             9000 + 100 * e + t, "JPEG", 40
         )
-        assert written["instruction"] in one["prompt"].numpy().decode()
+        assert written["instruction"] == one["instruction"].numpy().decode()
         np.testing.assert_array_equal(one["action"], written["action"][t])
         np.testing.assert_array_equal(one["state"], written["state"][t])
 

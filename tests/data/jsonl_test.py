@@ -12,6 +12,7 @@ from vla_jax.data.sources import jsonl
 from vla_jax.data.sources.jsonl import JsonlSource
 from vla_jax.data.sources.texts import TextLayout
 from vla_jax.text.prompts import QUESTION_TEMPLATE
+from vla_jax.types import chosen
 
 COUNT = 24
 
@@ -54,10 +55,34 @@ def test_records_equal_the_lines(place, end):
 
 
 def test_fields_of_other_names(place):
-    """A drawn question stays with its answer."""
-    source = JsonlSource("lines", _write(place), texts=TextLayout(QUESTION_TEMPLATE, "answer"))
-    pairs = {(e.prompt, e.answer) for e in map(source.read, range(COUNT))}
-    assert pairs == {("Q: where? A:", "there"), ("Q: what? A:", "that"), ("Q: who? A:", "they")}
+    """A question stays with its answer, in every phrasing."""
+    texts = TextLayout((QUESTION_TEMPLATE, "{prefix}, {question}"), "answer")
+    source = JsonlSource("lines", _write(place), texts=texts)
+    for number in range(COUNT):
+        example = source.read(number)
+        assert set(zip(example.prompt, example.answer, strict=True)) == {
+            (prompt, answer)
+            for question, answer in (("where?", "there"), ("what?", "that"), ("who?", "they"))
+            for prompt in (f"Q: {question} A:", f"caption {number}, {question}")
+        }
+        drawn = {chosen(example, draw) for draw in range(6)}
+        assert drawn == set(zip(example.prompt, example.answer))
+    # A phrasing without an answer of its own leaves one answer.
+    source = JsonlSource("lines", _write(place), texts=TextLayout(("{prefix}", "so"), "suffix"))
+    example = source.read(3)
+    assert example.prompt == ("caption 3", "so") and example.answer == "ein Bär 3"
+
+
+def test_an_empty_one_of_several_answers_is_left_out(tmp_path):
+    lines = [{"prefix": "p", "suffix": ["", "a", "b"], "image": "images/0.png"}]
+    lines += [{"prefix": "p", "suffix": ["", " "], "image": "images/0.png"}]
+    path = _write(tmp_path, [json.dumps(line) for line in lines])
+    source = JsonlSource("lines", path)
+    assert source.read(0).prompt == "p" and source.read(0).answer == ("a", "b")
+    with pytest.raises(ValueError, match=r"line 2.*has an empty suffix"):
+        source.read(1)
+    with pytest.raises(ValueError, match="a prompt template and an answer field are needed"):
+        TextLayout((), "suffix")
 
 
 def test_several_files_and_an_image_root(tmp_path):

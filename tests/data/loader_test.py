@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import subprocess
@@ -18,6 +19,7 @@ from vla_jax.data import images
 from vla_jax.data.config import SourceConfig
 from vla_jax.data.loader import Loader, evaluation_batches
 from vla_jax.data.mixture import Mixture
+from vla_jax.data.packing import Packing
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.opening import open_source
 from vla_jax.data.tfds_writer import write_image_text
@@ -92,6 +94,61 @@ def test_batches_are_the_samples_of_the_mixture(load, mixture, sources, builder)
         assert_same([batch], [expected])
 
 
+def test_packed_batches_are_those_samples_in_rows(load, mixture, sources, builder):
+    """8 rows of 3 samples: images in slots, texts in segments; on two processes as on one."""
+    packing = Packing(3, 70, 36)
+    batches = load(3, packing=packing)
+    for step, batch in enumerate(batches):
+        numbers = np.arange(24 * step, 24 * step + 24)
+        source, record = mixture.locate(numbers)
+        examples = [list(sources.values())[k].read(i) for k, i in zip(source, record)]
+        expected = packing.pack(builder.build_rows(examples, mixture.draws(numbers)))
+        assert batch["images"].shape == (8, 3, SIZE, SIZE, 3)
+        robots = np.flatnonzero(source == 0)  # PNG
+        flat = batch["images"].reshape(24, SIZE, SIZE, 3)
+        for n in robots:
+            np.testing.assert_array_equal(flat[n], pixels(examples[n].images[0]))
+        expected |= {"source": source.reshape(8, 3), "sample": numbers.reshape(8, 3)}
+        expected |= {"image_segment": np.tile([1, 2, 3], (8, 1))}
+        batch = {key: value for key, value in batch.items() if key != "images"}
+        assert batch.keys() == expected.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], expected[key])
+    parts = [load(3, packing=packing, process_index=p, process_count=2) for p in range(2)]
+    joined = [
+        {key: np.concatenate([part[step][key] for part in parts]) for key in batches[step]}
+        for step in range(3)
+    ]
+    assert_same(joined, batches)
+
+
+def test_each_epoch_draws_other_texts(builder):
+    several = [
+        dataclasses.replace(text_example(n), answer=("one", "two", "three")) for n in range(8)
+    ]
+    source = {"web": ListSource("web", several)}
+    mixture = Mixture({"web": 1}, {"web": 8}, seed=0)
+
+    def answers(epochs) -> list[dict[str, str]]:
+        loader = Loader(mixture, source, builder, batch_size=8, image_size=SIZE)
+        found = []
+        for batch in itertools.islice(loader, epochs):
+            asked = batch["valid"] & ~batch["in_loss"]
+            texts = [
+                (builder.vocabulary.decode(t[a]), builder.vocabulary.decode(t[b]))
+                for t, a, b in zip(batch["tokens"], asked, batch["in_loss"])
+            ]
+            found.append(dict(texts))
+        return found
+
+    epochs = answers(8)
+    assert all(len({epoch[f"Q: number {n}? A:"] for epoch in epochs}) > 1 for n in range(8))
+    assert answers(8) == epochs
+    [held_out] = evaluation_batches(source["web"], builder, batch_size=8, image_size=SIZE)
+    first = [dataclasses.replace(e, answer="one") for e in several]
+    np.testing.assert_array_equal(held_out["tokens"], builder.build_rows(first)["tokens"])
+
+
 def test_a_loader_started_later_gives_the_same_batches(load):
     through = load(12)
     assert_same(load(4, start_step=8), through[8:])
@@ -150,6 +207,7 @@ def test_a_program_may_end_while_the_loader_reads_ahead(web_data):
 from vla_jax.data.loader import Loader
 from vla_jax.data.config import SourceConfig
 from vla_jax.data.mixture import Mixture
+from vla_jax.data.packing import Packing
 from vla_jax.data.sources.opening import open_source
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.text.vocabulary import Vocabulary

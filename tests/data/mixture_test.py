@@ -159,3 +159,19 @@ def test_mixture_and_generation_need_no_tensorflow():
         "sys.exit('tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_draws_are_spread_and_another_record_number_has_others():
+    mixture = Mixture({"a": 1}, {"a": 10}, seed=3)
+    numbers = np.arange(30_000)
+    draws = mixture.draws(numbers)
+    assert draws.dtype == np.int64 and draws.min() >= 0
+    np.testing.assert_array_equal(draws[17:20], mixture.draws(np.arange(17, 20)))
+    for count in (2, 3, 10):
+        share = np.bincount(draws % count) / len(draws)
+        np.testing.assert_allclose(share, 1 / count, atol=0.01)
+    # The same record gets each of three answers within a few epochs.
+    record = mixture.locate(numbers)[1]
+    assert {*(draws[record == 4] % 3)[:20].tolist()} == {0, 1, 2}
+    other = Mixture({"a": 1}, {"a": 10}, seed=4).draws(numbers)
+    assert np.mean(other % 10 == draws % 10) < 0.12

@@ -421,14 +421,11 @@ def test_other_feature_names_equal_what_tfds_reads(foreign_data, texts, question
         tfds.as_numpy(tfds.builder_from_directory(foreign_data).as_dataset("train"))
     )
     assert len(source) == len(rows_by_tfds) == 20
-    drawn = set()
     for index, row in enumerate(rows_by_tfds):
         example, candidates = source.read(index), [a.decode() for a in answers(row)]
         assert example.images == (encoded(index, "JPEG"),)
         assert example.prompt == question(row)
-        assert example.answer in candidates and example == source.read(index)
-        drawn.add(candidates.index(example.answer))
-    assert len(drawn) >= len(candidates) - 3
+        assert example.answer == tuple(candidates) and len(candidates) > 1
 
 
 def test_wrong_feature_names_are_named(foreign_data):
@@ -436,7 +433,7 @@ def test_wrong_feature_names_are_named(foreign_data):
         return TextLayout("what?", answer)
 
     source = ImageTextSource("web", foreign_data, texts=texts("plain"))
-    assert source.read(2).answer in ("one", "two")
+    assert source.read(2).answer == ("one", "two")
     with pytest.raises(ValueError, match=r"'web'.*record 3 has an empty plain: fill it in or drop"):
         source.read(3)
     with pytest.raises(ValueError, match=r"'web'.*no feature 'task'"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +14,14 @@ from vla_jax.actions.fast import FastTokenizer
 from vla_jax.actions.spec import end_effector_spec
 from vla_jax.actions.uniform import UniformTokenizer
 from vla_jax.data.sequence import SequenceBuilder
+from vla_jax.data.state import StateInput
 from vla_jax.decoding.policy import ActResult, Policy
-from vla_jax.decoding.sampler import make_decoder
+from vla_jax.decoding.sampler import _Picker, make_decoder
 from vla_jax.models.presets import ModelConfig
-from vla_jax.models.vla import Vla, init_params
-from vla_jax.text.prompts import question_prompt, robot_prompt
+from vla_jax.models.vla import State, Vla, init_params
+from vla_jax.text.prompts import PLAN_TEMPLATE, question_prompt, robot_prompt
 from vla_jax.text.vocabulary import Vocabulary
+from vla_jax.types import Example
 
 CONFIG = ModelConfig("tiny", image_size=28, compute_dtype="float32", image_sees_text=False)
 SPEC = end_effector_spec("test", max_position_m=0.1, max_rotation_rad=0.5, control_hz=3)
@@ -293,3 +297,151 @@ def test_top_k_draws_among_the_likeliest():
     padded = np.pad(tokens[0], (0, _LENGTH - 9))
     logits = _next_logits(PARAMS, images[0, 0], padded, np.zeros(_LENGTH, bool), 9)
     assert drawn == set(np.argsort(np.asarray(logits))[-3:].tolist())
+
+
+def _plan_decoder(plan_end, limit: int):
+    return make_decoder(
+        CONFIG,
+        "plan",
+        eos_id=VOCABULARY.eos_id,
+        pad_id=VOCABULARY.pad_id,
+        max_answer_tokens=limit,
+        automaton=UniformTokenizer(SPEC, VOCABULARY.integer_ids).automaton,
+        plan_end=plan_end,
+    )
+
+
+def test_a_plan_ends_where_the_model_ends_it_or_at_the_limit():
+    """`plan_end` is what the model says anyway, as its second and third word, or never."""
+    policy, [image] = _policy(), _images(1)
+    prompt = "Q: so? A:"
+    everything = np.arange(VOCABULARY.size)
+    said = _greedy(policy, image, prompt, 5, lambda i: everything)
+    first = min(n for n in range(2, 6) if said[n - 2 : n] == said[1:3])
+    ids, legal = policy.action_tokenizer.automaton[:2]
+    text = policy.builder.prompts([prompt])
+    inputs = image[None, None], text["tokens"], text["valid"]
+    options = np.zeros(1, np.float32), np.zeros(1, np.int32)
+    assert not {3000, 3001} & {*said}
+    cases = ((said[1:3], 12, said[:first]), ([3000, 3001], 3, [*said[:3], 3000, 3001]))
+    for plan_end, limit, begun in cases:
+        count = len(begun)
+        # The rest the slow way: only legal tokens, whatever was said.
+        allowed = [[word] for word in begun] + [ids[row] for row in legal]
+        want = _greedy(policy, image, prompt, count + 8, lambda i, a=allowed: np.asarray(a[i]))
+        got = np.asarray(_plan_decoder(plan_end, limit)(PARAMS, *inputs, *options))[0]
+        assert got[: count + 8].tolist() == want
+        assert (got[count + 8 :] == VOCABULARY.pad_id).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "acts_after"),
+    [
+        ([50, 60, 7, 8, 9], [50, 60, 7, 8, 9], 5),  # as it should be
+        ([7, 50, 7, 8, 50, 60], [7, 50, 7, 8, 50, 7, 8, 9], 8),  # begun twice; then the limit
+        ([7, 7, 8, 9], [7, 7, 8, 9], 4),
+        ([50, 1, 60, 60], [50, 7, 8, 9], 4),  # EOS
+        ([50, 7, 1, 60], [50, 7, 8, 9], 4),  # EOS within
+    ],
+)
+def test_the_states_of_a_plan(words, said, acts_after):
+    """Plans end with 7 8 9 after at most 5 words; 1 is EOS."""
+    automaton = UniformTokenizer(SPEC, VOCABULARY.integer_ids).automaton
+    pick = _Picker(Vla(CONFIG), "plan", 1, 5, automaton, 0, None, (7, 8, 9))
+    state, got = jnp.asarray([pick.start]), []
+    logits = jnp.zeros((1, 256))
+    for step in range(acts_after):
+        assert state[0] < 0
+        word = jnp.asarray([words[step] if step < len(words) else 60])
+        ended = (word == 1) | (step >= 5)
+        token, state, complete = pick._plan(
+            logits, step, state, jnp.zeros(1), jnp.zeros(1, int), word, ended
+        )
+        got.append(int(token[0]))
+        assert not complete[0]
+    assert got == said and state[0] == 0
+
+
+def test_a_policy_that_plans_says_what_it_does():
+    builder = SequenceBuilder(
+        VOCABULARY,
+        UniformTokenizer(SPEC, VOCABULARY.integer_ids),
+        max_tokens=42,
+        max_answer_tokens=20,
+    )
+    policy = Policy(PARAMS, CONFIG, builder, batch_size=2, robot_template=PLAN_TEMPLATE, plans=True)
+    images = _images(2)
+    result = policy.act(images, INSTRUCTIONS[:2])
+    assert result.ids.shape == (2, 8) and len(result.plans) == 2
+    room, end = 20 - 1 - 8 - len(builder.plan_end), builder.plan_end.tolist()
+    ids, legal = policy.action_tokenizer.automaton[:2]
+    everything = np.arange(VOCABULARY.size)
+    for row in range(2):
+        prompt = robot_prompt(INSTRUCTIONS[row], PLAN_TEMPLATE)
+        plan = _greedy(policy, images[row], prompt, room, lambda i: everything)
+        assert VOCABULARY.eos_id not in plan and end[0] not in plan, "choose another seed"
+        assert result.plans[row] == VOCABULARY.decode(plan)
+        begun = [*plan, *end]
+        want = _greedy(
+            policy,
+            images[row],
+            prompt,
+            len(begun) + 8,
+            lambda i, b=begun: np.asarray([b[i]]) if i < len(b) else ids[legal[i - len(b)]],
+        )
+        assert result.ids[row].tolist() == want[len(begun) :]
+        np.testing.assert_array_equal(
+            result.actions[row], policy.action_tokenizer.decode(result.ids[row])
+        )
+    short = SequenceBuilder(
+        VOCABULARY, builder.action_tokenizer, max_tokens=42, max_answer_tokens=12
+    )
+    with pytest.raises(ValueError, match="12 leaves no room for a plan"):
+        Policy(PARAMS, CONFIG, short, batch_size=2, plans=True)
+    with pytest.raises(ValueError, match="plan_end"):
+        _plan_decoder((), 3)
+
+
+@pytest.mark.parametrize("token_ids", [None, VOCABULARY.integer_ids], ids=["vector", "tokens"])
+def test_a_policy_acts_on_the_state(token_ids):
+    """Its first token is the likeliest after images, state and prompt, in the training forward."""
+    size = 2 if token_ids is None else 0
+    config = dataclasses.replace(CONFIG, state_size=size)
+    params = jax.jit(lambda: init_params(config, jax.random.key(3)))()
+    builder = SequenceBuilder(
+        VOCABULARY,
+        UniformTokenizer(SPEC, VOCABULARY.integer_ids),
+        max_tokens=60,
+        max_answer_tokens=10,
+        state=StateInput([-1, -1], [1, 1], token_ids),
+    )
+    policy = Policy(params, config, builder, batch_size=2)
+    images, states = _images(3), np.asarray([[-1, 0.5], [1, -0.3], [0.2, 1]])
+    got = policy.act(images, INSTRUCTIONS, states=states)
+    action = np.zeros((1, 8), np.float32)
+    rows = builder.build_rows(
+        [
+            Example((b"",), robot_prompt(i), action=action, state=s)
+            for i, s in zip(INSTRUCTIONS, states)
+        ]
+    )
+    state = State(rows["state"], rows["state_valid"]) if size else None
+    columns = (rows[k] for k in ("tokens", "attend_causal", "valid"))
+    before = np.argmax(rows["in_loss"], axis=1)[:, None] - 1
+    model = Vla(config)
+
+    @jax.jit
+    def first_logits(params, *inputs):
+        hidden, _ = model.apply({"params": params}, *inputs)
+        return model.apply({"params": params}, hidden[:, 0], method="logits")
+
+    logits = np.asarray(first_logits(params, images[:, None], *columns, None, before, state))
+    flags = VOCABULARY.integer_ids[:2]
+    assert got.ids[:, 0].tolist() == flags[np.argmax(logits[:, flags], axis=1)].tolist()
+    assert (got.ids != policy.act(images, INSTRUCTIONS, states=-states).ids).any()
+    with pytest.raises(ValueError, match="no states are given, and this policy was trained with"):
+        policy.act(images, INSTRUCTIONS)
+    with pytest.raises(ValueError, match="2 states for 3 prompts"):
+        policy.act(images, INSTRUCTIONS, states=states[:2])
+    with pytest.raises(ValueError, match="states are given, and this policy takes none"):
+        _policy().act(images, INSTRUCTIONS, states=states)

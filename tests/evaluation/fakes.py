@@ -44,9 +44,15 @@ class FakePolicy:
         return [self._answer(q) for q in questions]
 
     def act(
-        self, images: np.ndarray, instructions: list[str], *, temperature: float = 0.0, seeds=()
+        self,
+        images: np.ndarray,
+        instructions: list[str],
+        *,
+        temperature: float = 0.0,
+        seeds=(),
+        states=None,
     ) -> ActResult:
-        assert len(images) == len(instructions)
+        assert len(images) == len(instructions) and states is None
         self.sampled.append((temperature, tuple(seeds)))
         self.calls.append(len(instructions))
         tokenizer = self.action_tokenizer

@@ -206,17 +206,22 @@ def test_other_forms_of_the_layers_agree(params, change):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), got_grad, want_grad)
 
 
-def test_images_ignore_the_question_only_if_asked(params):
-    """Two texts about one picture: a text's states change with the other one's tokens, or not."""
+@pytest.mark.parametrize("sees", [True, False])
+def test_images_see_the_question_if_asked(params, sees):
+    """The image is the same whatever is asked, or not: seen by what the answer makes of it."""
     images, tokens, causal, valid = _inputs(1)
-    segment = (np.arange(10) >= 5).astype(np.int32)[None] + 1
-    model = Vla(dataclasses.replace(CONFIG, image_sees_text=False))
-    other = np.where(segment == 2, tokens + 1, tokens)
-    a, b = (_run(model, params, images, t, causal, valid, segment) for t in (tokens, other))
-    np.testing.assert_array_equal(a[:, :5], b[:, :5])
-    assert np.abs(a[:, 5:] - b[:, 5:]).max() > 1e-3
-    with pytest.raises(ValueError, match="image_sees_text"):
-        Vla(CONFIG).apply({"params": params}, images, tokens, causal, valid, segment)
+    model = Vla(dataclasses.replace(CONFIG, image_sees_text=sees))
+
+    def first_image_token(p, tokens):  # of the last layer, by asking for position -P
+        return model.apply({"params": p}, images, tokens, causal, valid, None, jnp.asarray([[-4]]))[
+            0
+        ]
+
+    run = jax.jit(first_image_token)
+    other = tokens.copy()
+    other[0, 3] += 1
+    difference = np.abs(run(params, tokens) - run(params, other)).max()
+    assert difference > 1e-4 if sees else difference == 0
 
 
 def test_bfloat16_keeps_float32_parameters_and_is_close(params):

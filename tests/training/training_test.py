@@ -22,6 +22,7 @@ from vla_jax.sharding.mesh import MeshConfig, make_mesh, to_global
 from vla_jax.train import train
 from vla_jax.training.alignment import alignment_loss
 from vla_jax.training.augment import AugmentConfig
+from vla_jax.training.loop import Window
 from vla_jax.training.losses import (
     _smoothed_target_logit,
     answer_loss,
@@ -72,6 +73,7 @@ def test_loss_equals_numpy(data_sets):
     run = build_training(make_config(data_sets))
     state = run.fresh_state()
     batch = next(run.loader(0))
+    batch["truncated"] = np.arange(8) % 3 == 0
     model = Vla(run.config.model)
     loss, sums = jax.jit(
         lambda p, b: answer_loss(model, p, b, max_answer_tokens=10, num_sources=2)
@@ -92,6 +94,8 @@ def test_loss_equals_numpy(data_sets):
     np.testing.assert_allclose(sums["loss"], nats, rtol=1e-5)
     np.testing.assert_array_equal(sums["tokens"], count)
     np.testing.assert_array_equal(sums["samples"], np.bincount(batch["source"], minlength=2))
+    cut = np.bincount(batch["source"], batch["truncated"], minlength=2)
+    np.testing.assert_array_equal(sums["truncated"], cut)
     np.testing.assert_allclose(loss, nats.sum() / count.sum(), rtol=1e-5)
     # Robot rows: 8 action tokens and EOS.
     assert count[0] == 9 * (batch["source"] == 0).sum()
@@ -299,3 +303,13 @@ def test_metrics_after_resume_hold_each_step_once(tmp_path):
         writer.write(3, {"loss": 30.0})
     assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_window_tells_the_share_of_cut_answers():
+    window = Window(["robot", "web"], [1, 1])
+    for truncated in ([0.0, 3.0], [0.0, 1.0]):
+        sums = {"truncated": np.asarray(truncated), "samples": np.asarray([4.0, 4.0])}
+        sums |= {key: np.ones(2) for key in ("loss", "correct", "tokens")}
+        window.add({"loss": 1.0, "grad_norm": 1.0, "by_source": sums}, 0.0)
+    scalars = window.scalars(8)
+    assert scalars["robot/truncated_share"] == 0 and scalars["web/truncated_share"] == 0.5

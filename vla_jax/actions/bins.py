@@ -83,13 +83,17 @@ class BinTokenizer:
 
     def encode(self, action: np.ndarray) -> np.ndarray:
         """float [C, A] -> int32 ids [C * A]; see `ActionTokenizer`."""
-        action = np.asarray(action)
-        if action.shape[:-1] != (self.chunk,):
+        return self.encode_batch(np.asarray(action)[None])[0]
+
+    def encode_batch(self, actions: np.ndarray) -> np.ndarray:
+        """float [n, C, A] -> int32 ids [n, C * A]; see `ActionTokenizer`."""
+        actions = np.asarray(actions)
+        if actions.shape[1:-1] != (self.chunk,):
             raise ValueError(
                 f"expected a chunk of shape {(self.chunk, len(self.spec.dimensions))}, got "
-                f"{action.shape}"
+                f"{actions.shape[1:]}"
             )
-        return self.token_ids[self.bins(action)].reshape(-1)
+        return self.token_ids[self.bins(actions)].reshape(len(actions), -1)
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """int ids [C * A] -> float32 [C, A]; see `ActionTokenizer`."""

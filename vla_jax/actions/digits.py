@@ -55,6 +55,10 @@ class DigitTokenizer:
         text = "".join(f"{b} " for b in self._bins.encode(action))
         return self.token_ids[["0123456789 ".index(c) for c in text]]
 
+    def encode_batch(self, actions: np.ndarray) -> list[np.ndarray]:
+        """float [n, C, A] -> n arrays of int32 ids; see `ActionTokenizer`."""
+        return [self.encode(action) for action in actions]
+
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """int ids [K], padding allowed -> float32 [C, A]; see `ActionTokenizer`."""
         count = accepts(self.automaton, ids)

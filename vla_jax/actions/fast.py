@@ -140,6 +140,10 @@ class FastTokenizer:
         row = np.clip(_coefficients(self.spec, action, self.scale), self._low, self._high)
         return self.token_ids[self._model.encode(_symbols(row, self._low)).ids]
 
+    def encode_batch(self, actions: np.ndarray) -> list[np.ndarray]:
+        """float [n, C, A] -> n arrays of int32 ids; see `ActionTokenizer`."""
+        return [self.encode(action) for action in actions]
+
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """int ids [K], padding allowed -> float32 [C, A]; see `ActionTokenizer`."""
         count = accepts(self.automaton, ids)

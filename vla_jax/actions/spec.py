@@ -123,8 +123,10 @@ class ActionSpec:
                 f"{len(self.dimensions)} dimensions {self.names}"
             )
         if not np.isfinite(action).all():
-            bad = sorted({self.names[i] for i in np.argwhere(~np.isfinite(action))[:, -1]})
-            raise ValueError(f"{where}: action is NaN or infinite in {bad}: {action.tolist()}")
+            flat = action.reshape(-1, action.shape[-1])
+            first = flat[~np.isfinite(flat).all(axis=1)][0]
+            bad = sorted(name for name, x in zip(self.names, first) if not np.isfinite(x))
+            raise ValueError(f"{where}: action is NaN or infinite in {bad}: {first.tolist()}")
         return action
 
 

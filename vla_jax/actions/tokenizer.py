@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -57,6 +58,10 @@ class ActionTokenizer(Protocol):
 
         Values outside the bounds are clipped. Raises ValueError for a wrong size, NaN or infinity.
         """
+        ...
+
+    def encode_batch(self, actions: np.ndarray) -> Sequence[np.ndarray]:
+        """float [n, C, A] -> n times what `encode` gives."""
         ...
 
     def decode(self, ids: np.ndarray) -> np.ndarray:

@@ -6,6 +6,9 @@ import dataclasses
 from typing import Literal
 
 from vla_jax.actions.stored import ActionConfig
+from vla_jax.data.packing import Packing
+from vla_jax.data.state import StateInput
+from vla_jax.text.prompts import ROBOT_TEMPLATE, require_instruction
 
 SourceKind = Literal[
     "episodes", "lerobot", "image_text", "webdataset", "jsonl", "array_record", "python"
@@ -38,10 +41,11 @@ class SourceConfig:
       record: name of an Open X-Embodiment data set, which says what its numbers mean.
       cameras: image features of a robot, one per view, in the model's order; views of converted
         data.
-      state: features of what a robot measures of itself, joined.
-      plan: text feature of what a robot says before it acts.
-      prompt: template; names in braces are fields of the record.
-      answer: field of the answer. Of several answers one is taken.
+      state: numeric features of a step, joined: what a robot measures of itself.
+      plan: text feature of a step: what a robot says before it acts (chain of thought).
+      prompt: template; names in braces are fields of the record. Several: other phrasings of the
+        same, one of which each sample gets.
+      answer: field of the answer. Of several answers each sample gets one.
       language: what `{language}` stands for in the template.
       image: field of the image, or of its path.
       image_root: what paths of images are relative to.
@@ -58,7 +62,7 @@ class SourceConfig:
     cameras: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
     plan: str = ""
-    prompt: str = ""
+    prompt: str | tuple[str, ...] = ""
     answer: str = ""
     language: str = ""
     image: str = ""
@@ -76,6 +80,32 @@ class SourceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StateConfig:
+    """What a robot measures of itself, as the model gets it.
+
+    Attributes:
+      kind: "none"; "tokens": 256 bins, written at the beginning of the prompt; or "vector": one
+        position of its own, which needs `model.state_size`.
+      low, high: bounds of each number, in its unit; values outside are clipped.
+    """
+
+    kind: Literal["none", "tokens", "vector"] = "none"
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if self.kind == "none" and (self.low or self.high):
+            raise ValueError("data.state has bounds but is of kind 'none'")
+        if self.kind != "none":
+            StateInput(self.low, self.high)  # checks the bounds
+
+    @property
+    def vector_size(self) -> int:
+        """S of a vector, else 0: what `model.state_size` must be."""
+        return len(self.low) if self.kind == "vector" else 0
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What a run trains on.
 
@@ -84,6 +114,12 @@ class DataConfig:
       seed: of the order of samples.
       max_tokens: T, tokens in a row: BOS, prompt, answer, EOS.
       max_answer_tokens: most answer tokens in a row, EOS included.
+      examples_per_row: k; above 1, a row holds k samples, so that less of it is padding, and a step
+        takes k * train.batch_size of them. What does not fit is left out.
+      row_tokens: tokens in a row of several samples; at least max_tokens.
+      state: how `Example.state` reaches the model.
+      robot_prompts: templates of a robot's prompt, with {instruction}. Several: other phrasings of
+        the same, one of which each sample gets; evaluation and serving use the first.
       actions: how robot actions become tokens.
       frames: steps whose images a robot sample has: its own and those before it, oldest first.
       vocabulary: a SentencePiece model file; "": the one that ships with the code.
@@ -101,6 +137,10 @@ class DataConfig:
     seed: int = 0
     max_tokens: int = 64
     max_answer_tokens: int = 16
+    examples_per_row: int = 1
+    row_tokens: int = 0
+    state: StateConfig = dataclasses.field(default_factory=StateConfig)
+    robot_prompts: tuple[str, ...] = (ROBOT_TEMPLATE,)
     actions: ActionConfig = dataclasses.field(default_factory=ActionConfig)
     frames: int = 1
     vocabulary: str = ""
@@ -115,3 +155,36 @@ class DataConfig:
         for name in ("frames", "threads", "prefetch", "readers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.robot_prompts:
+            raise ValueError("data.robot_prompts needs at least one template")
+        for template in self.robot_prompts:
+            require_instruction(template)
+        if self.examples_per_row < 1:
+            raise ValueError(
+                f"data.examples_per_row must be at least 1, got {self.examples_per_row}"
+            )
+        if self.examples_per_row > 1 and self.row_tokens < self.max_tokens:
+            raise ValueError(
+                f"data.row_tokens {self.row_tokens} must hold at least one example of "
+                f"data.max_tokens {self.max_tokens}"
+            )
+        if self.examples_per_row == 1 and self.row_tokens:
+            raise ValueError("data.row_tokens is for data.examples_per_row above 1")
+
+    @property
+    def plans(self) -> bool:
+        """Whether a source says plans, so that the policy plans before it acts."""
+        return any(source.plan for source in self.sources.values())
+
+    @property
+    def packing(self) -> Packing | None:
+        """None: each row is one example."""
+        k = self.examples_per_row
+        return Packing(k, self.row_tokens, k * self.max_answer_tokens) if k > 1 else None
+
+    @property
+    def row_lengths(self) -> tuple[int, int]:
+        """Tokens of a row, and at most so many of them in the loss."""
+        if self.packing is None:
+            return self.max_tokens, self.max_answer_tokens
+        return self.packing.length, min(self.packing.max_loss_tokens, self.packing.length)

@@ -11,12 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from vla_jax.data import images
+from vla_jax.data.packing import Packing
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
 from vla_jax.types import Example
 
-Locate = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""Step -> number of the sample int64 [B], source int32 [B], record int64 [B], of this process."""
+Locate = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+"""Step -> of each of this process's samples its number int64, source int32, record int64 and random
+bits int64 (see `types.chosen`): [B], or [B * k] where rows are packed."""
 
 
 class Row(NamedTuple):
@@ -25,6 +27,7 @@ class Row(NamedTuple):
     sample: int
     source: int
     record: int
+    draw: int
     example: Example
     images: list[bytes]  # encoded
 
@@ -42,6 +45,7 @@ class Fetch:
       locate: which records a step has.
       max_bad_records: see above.
       readers: records read at a time; more than one pays where a read waits for a network.
+      packing: several samples in a row; None: one.
 
     Raises:
       ValueError: sources with different numbers of images.
@@ -55,6 +59,7 @@ class Fetch:
         *,
         max_bad_records: int = 0,
         readers: int = 1,
+        packing: Packing | None = None,
     ):
         if readers < 1 or max_bad_records < 0:
             raise ValueError(
@@ -62,16 +67,21 @@ class Fetch:
                 f"{max_bad_records} at least 0"
             )
         self._sources, self._builder, self._locate = sources, builder, locate
+        self._packing, self._per_row = packing, 1 if packing is None else packing.examples
         self._max_bad, self._bad = max_bad_records, set[tuple[int, int]]()
         self._pool = ThreadPoolExecutor(readers) if readers > 1 else None
         self._lock = threading.Condition()
         self._running, self._stopped = 0, False
         self.error: Exception | None = None  # tf.data would turn it into text
         self.views = 0
-        views = {s.name: len(self._row(0, k, 0).example.images) for k, s in enumerate(sources)}
+        views = {s.name: len(self._row(0, k, 0, 0).example.images) for k, s in enumerate(sources)}
         if len(set(views.values())) != 1:
             raise ValueError(f"every source of a mixture gives the same number of images: {views}")
         self.views = next(iter(views.values()))
+
+    @property
+    def images_per_row(self) -> int:
+        return self.views * self._per_row
 
     @property
     def bad_records(self) -> int:
@@ -79,16 +89,16 @@ class Fetch:
         return len(self._bad)
 
     def __call__(self, step: int, rows: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """-> encoded images object [rows, views], and the columns of these rows of the step."""
+        """-> encoded images object [rows, images], and the columns of these rows of the step."""
         with self._lock:
             if self._stopped:
                 raise RuntimeError("the loader is closed")
             self._running += 1
         try:
-            read, columns = self._build(self.read(step, rows))
-            columns["source"] = np.asarray([row.source for row in read], np.int32)
-            columns["sample"] = np.asarray([row.sample % 2**32 for row in read], np.uint32)
-            return np.asarray([row.images for row in read], object), columns
+            samples = slice(rows.start * self._per_row, rows.stop * self._per_row)
+            read, columns = self._build(self.read(step, samples))
+            encoded = np.asarray([row.images for row in read], object)
+            return encoded.reshape(-1, self.images_per_row), self._packed(read, columns)
         except Exception as e:
             self.error = self.error or e
             raise
@@ -99,8 +109,7 @@ class Fetch:
 
     def columns(self) -> dict[str, np.ndarray]:
         """The columns of no rows, for their names, dtypes and shapes [0, ...]."""
-        own = {"source": np.zeros(0, np.int32), "sample": np.zeros(0, np.uint32)}
-        return {**self._builder.build_rows([]), **own}
+        return self._packed([], self._builder.build_rows([]))
 
     def stop(self) -> None:
         """Waits for running calls; later ones fail at once."""
@@ -110,12 +119,10 @@ class Fetch:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def read(self, step: int, rows: slice = slice(None)) -> list[Row]:
-        """These rows of a step, not yet tokenized."""
-        sample, source, record = (part[rows].tolist() for part in self._locate(step))
-        if self._pool is None:
-            return [self._row(n, k, i) for n, k, i in zip(sample, source, record)]
-        return list(self._pool.map(self._row, sample, source, record))
+    def read(self, step: int, samples: slice = slice(None)) -> list[Row]:
+        """These samples of a step, not yet tokenized."""
+        columns = (part[samples].tolist() for part in self._locate(step))
+        return list((map if self._pool is None else self._pool.map)(self._row, *columns))
 
     def find_bad_images(self, step: int) -> bool:
         """Whether the step has images that cannot be decoded; their records are bad from now on.
@@ -133,7 +140,16 @@ class Fetch:
                 self._add_bad(row.source, row.record, ValueError(message))
         return found
 
-    def _row(self, sample: int, source: int, record: int) -> Row:
+    def _packed(self, read: list[Row], columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        columns["source"] = np.asarray([row.source for row in read], np.int32)
+        columns["sample"] = np.asarray([row.sample % 2**32 for row in read], np.uint32)
+        if self._packing is None:
+            return columns
+        packed = self._packing.pack(columns)
+        segments = self._packing.image_segments(len(packed["tokens"]), self.views)
+        return {**packed, "image_segment": segments}
+
+    def _row(self, sample: int, source: int, record: int, draw: int) -> Row:
         """A record, or the next one that is good."""
         size = len(self._sources[source])
         for i in ((record + n) % size for n in range(size)):
@@ -144,7 +160,7 @@ class Fetch:
                 encoded = [images.to_bytes(view, where=where) for view in example.images]
                 if self.views not in (0, len(encoded)):
                     raise ValueError(f"{where} has {len(encoded)} images, not {self.views}")
-                return Row(sample, source, i, example, encoded)
+                return Row(sample, source, i, draw, example, encoded)
             except (ValueError, OSError) as e:
                 self._add_bad(source, i, e)
             except Exception as e:
@@ -155,19 +171,22 @@ class Fetch:
     def _build(self, rows: list[Row]) -> tuple[list[Row], dict[str, np.ndarray]]:
         """Tokenizes; a record whose texts or action cannot be used is replaced."""
         try:
-            return rows, self._builder.build_rows([row.example for row in rows])
+            return rows, self._tokenize(rows)
         except ValueError:
             rows = [self._tokenizable(row) for row in rows]
-            return rows, self._builder.build_rows([row.example for row in rows])
+            return rows, self._tokenize(rows)
+
+    def _tokenize(self, rows: list[Row]) -> dict[str, np.ndarray]:
+        return self._builder.build_rows([row.example for row in rows], [row.draw for row in rows])
 
     def _tokenizable(self, row: Row) -> Row:
         while True:
             try:
-                self._builder.build_rows([row.example])
+                self._tokenize([row])
                 return row
             except ValueError as e:
                 self._add_bad(row.source, row.record, e)
-                row = self._row(row.sample, row.source, row.record)
+                row = self._row(row.sample, row.source, row.record, row.draw)
 
     def _add_bad(self, source: int, record: int, error: Exception) -> None:
         """Raises `error` if there are too many now."""

@@ -1,8 +1,9 @@
 """Batches of a run, executed by tf.data; the whole state is the number of the next step.
 
 Step s of a run with global batch B holds samples s * B .. (s + 1) * B - 1 of the mixture; process p
-of P reads the p-th of P equal slices. Which records those are is the mixture's business, so the
-loader can start at any step at once, on any number of processes.
+of P reads the p-th of P equal slices. Where each row holds k samples, B rows are B * k samples.
+Which records those are is the mixture's business, so the loader can start at any step at once, on
+any number of processes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tensorflow as tf
 from vla_jax.data import images
 from vla_jax.data.fetch import Fetch
 from vla_jax.data.mixture import Mixture
+from vla_jax.data.packing import Packing
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
 from vla_jax.types import Batch
@@ -47,7 +49,7 @@ class Loader:
       process_index, process_count: which slice of each batch is ours.
       threads: of tf.data's own pool.
       prefetch: batches made ahead.
-      readers, max_bad_records: see `Fetch`.
+      readers, max_bad_records, packing: see `Fetch`.
 
     Raises:
       ValueError: names that do not match, a batch that cannot be divided among the processes, a
@@ -69,6 +71,7 @@ class Loader:
         prefetch: int = 2,
         readers: int = 1,
         max_bad_records: int = 0,
+        packing: Packing | None = None,
     ):
         if tuple(sources) != mixture.names:
             raise ValueError(f"the mixture has {mixture.names}, the sources are {tuple(sources)}")
@@ -76,9 +79,12 @@ class Loader:
             require_spec(source, builder)
         rows = _local_rows(batch_size, process_index, process_count)
 
-        def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            sample = step * batch_size + rows
-            return sample, *mixture.locate(sample)
+        k = 1 if packing is None else packing.examples
+        samples = (rows[:, None] * k + np.arange(k)).reshape(-1)
+
+        def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+            numbers = step * batch_size * k + samples
+            return numbers, *mixture.locate(numbers), mixture.draws(numbers)
 
         fetch = Fetch(
             list(sources.values()),
@@ -86,6 +92,7 @@ class Loader:
             locate,
             max_bad_records=max_bad_records,
             readers=readers,
+            packing=packing,
         )
 
         def make(start: int) -> tf.data.Dataset:
@@ -138,9 +145,9 @@ def evaluation_batches(
     records = np.arange(count, dtype=np.int64) * len(source) // count
     steps = -(-count // batch_size)
 
-    def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         index = np.minimum(step * batch_size + rows, count - 1)
-        return index, np.zeros(len(rows), np.int32), records[index]
+        return index, np.zeros(len(rows), np.int32), records[index], np.zeros(len(rows), np.int64)
 
     fetch = Fetch([source], builder, locate)
 
@@ -172,7 +179,7 @@ def require_spec(source: Source, builder: SequenceBuilder) -> None:
 def queue_bytes(rows: int, views: int, image_size: int, *, threads: int, prefetch: int) -> int:
     """Most bytes of pixels that a loader holds: batches ready and in the making.
 
-    Args: as for `Loader`; `rows` are those of one process.
+    Args: as for `Loader`; `rows` are those of one process, `views` the images of one.
     """
     image = 3 * image_size**2 * views
     # One more batch is being put together, and one is the user's.
@@ -204,12 +211,12 @@ def _pipeline(
         encoded, *columns = tf.numpy_function(fetch_group, [number], types)
         for column, like in zip(columns, signature.values()):
             column.set_shape((group, *like.shape[1:]))
-        encoded.set_shape((group, fetch.views))
+        encoded.set_shape((group, fetch.images_per_row))
         return {"images": encoded, **dict(zip(signature, columns))}
 
     def decode(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         pixels = images.decode_all(tf.reshape(columns["images"], [-1]), image_size)
-        shape = (group, fetch.views, image_size, image_size, 3)
+        shape = (group, fetch.images_per_row, image_size, image_size, 3)
         return {**columns, "images": tf.reshape(pixels, shape)}
 
     def join(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -68,6 +68,15 @@ class Mixture:
             key = _mix(key) + part.astype(np.uint64)
         return source, permute(position, size, key)
 
+    def draws(self, indices: np.ndarray) -> np.ndarray:
+        """Sample numbers int64 [n] -> int64 [n], >= 0: random bits of each sample, for choices.
+
+        A record comes at another sample number in each epoch, hence with other bits.
+        """
+        key = _mix(np.full(np.shape(indices), self.seed % 2**64, np.uint64))
+        bits = _mix(key ^ _mix(np.asarray(indices, np.int64).astype(np.uint64)))
+        return (bits >> np.uint64(1)).astype(np.int64)
+
     def counts(self, index: int) -> np.ndarray:
         """int64 [sources]: samples of each source among samples 0 .. index - 1."""
         return self._schedule.counts(np.asarray([index], np.int64))[0]

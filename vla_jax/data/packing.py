@@ -1,55 +1,83 @@
-"""Several texts about one picture in one row, so that they share its image tokens.
+"""Several examples in one row, so that less of it is padding.
 
     [BOS prompt answer EOS][BOS prompt answer EOS] ... [padding]
      segment 1              segment 2                   0
 
-A model with `image_sees_text=False` treats each text as if it stood alone with the picture, so a
-row of five questions teaches what five rows would, for little more than the cost of one.
+The model treats each as if it stood alone, see `models.vla`. Their images go in slots, each with
+the segment of its example; the slots of texts about one picture are that picture, segment 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
-from vla_jax.data.sequence import SequenceBuilder
-from vla_jax.types import Example
+_TOKEN_COLUMNS = ("tokens", "attend_causal", "in_loss", "valid")
 
 
-def pack_row(
-    builder: SequenceBuilder, examples: Sequence[Example], *, length: int, max_loss_tokens: int
-) -> dict[str, np.ndarray]:
-    """Packs examples of one picture, in order, as long as they fit; the rest are left out.
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How examples are put into rows.
 
-    Args:
-      length: tokens in the row.
-      max_loss_tokens: most answer tokens in the row.
-
-    Returns:
-      The columns of `SequenceBuilder.build`, [length] each, and segment int32 [length].
-
-    Raises:
-      ValueError: not even the first example fits.
+    Attributes:
+      examples: k, in a row.
+      length: L, tokens in a row.
+      max_loss_tokens: most tokens with loss in a row.
     """
-    row = {
-        "tokens": np.full(length, builder.vocabulary.pad_id, np.int32),
-        "attend_causal": np.zeros(length, bool),
-        "in_loss": np.zeros(length, bool),
-        "valid": np.zeros(length, bool),
-        "segment": np.zeros(length, np.int32),
-    }
-    used = loss_tokens = segments = 0
-    for example in examples:
-        built = builder.build(example)
-        size, answer = int(built["valid"].sum()), int(built["in_loss"].sum())
-        if used + size > length or loss_tokens + answer > max_loss_tokens:
-            continue
-        for key, value in built.items():
-            row[key][used : used + size] = value[:size]
-        segments += 1
-        row["segment"][used : used + size] = segments
-        used, loss_tokens = used + size, loss_tokens + answer
-    if not segments:
-        raise ValueError(f"no example fits into {length} tokens, {max_loss_tokens} of them answer")
-    return row
+
+    examples: int
+    length: int
+    max_loss_tokens: int
+
+    def pack(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Packs each k rows that follow each other into one, in order, as long as they fit.
+
+        An example that does not fit is left out and keeps its number: no other takes its segment.
+
+        Args:
+          columns: of `SequenceBuilder.build_rows`, n rows.
+
+        Returns:
+          The token columns, [n / k, L]; segment int32 [n / k, L]; left_out bool [n / k, k]; and the
+          other columns, [n / k, k, ...].
+
+        Raises:
+          ValueError: n is no multiple of k, or a row is left without any example.
+        """
+        valid, k = columns["valid"], self.examples
+        if k < 1 or len(valid) % k:
+            raise ValueError(f"{len(valid)} examples do not make rows of {k}")
+        rows = len(valid) // k
+        sizes = valid.sum(1).reshape(rows, k)
+        losses = columns["in_loss"].sum(1).reshape(rows, k)
+        starts, fits = np.zeros_like(sizes), np.zeros(sizes.shape, bool)
+        used, lost = np.zeros(rows, int), np.zeros(rows, int)
+        for n in range(k):
+            starts[:, n] = used
+            used_then, lost_then = used + sizes[:, n], lost + losses[:, n]
+            fits[:, n] = (used_then <= self.length) & (lost_then <= self.max_loss_tokens)
+            used, lost = np.where(fits[:, n], (used_then, lost_then), (used, lost))
+        if not fits.any(axis=1).all():
+            raise ValueError(
+                f"no example fits into {self.length} tokens, {self.max_loss_tokens} of them answer"
+            )
+        example, position = np.nonzero(valid & fits.reshape(-1, 1))
+        row, place = example // k, starts.reshape(-1)[example] + position
+        packed = {
+            key: column.reshape(rows, k, *column.shape[1:])
+            for key, column in columns.items()
+            if key not in _TOKEN_COLUMNS
+        }
+        for key in _TOKEN_COLUMNS:
+            packed[key] = np.zeros((rows, self.length), columns[key].dtype)  # PAD is 0
+            packed[key][row, place] = columns[key][example, position]
+        packed["segment"] = np.zeros((rows, self.length), np.int32)
+        packed["segment"][row, place] = example % k + 1
+        return {**packed, "left_out": ~fits}
+
+    def image_segments(self, rows: int, views: int) -> np.ndarray:
+        """int32 [rows, k * views]: which example each image is of, from 1."""
+        slots = np.repeat(np.arange(1, self.examples + 1, dtype=np.int32), views)
+        return np.tile(slots, (rows, 1))

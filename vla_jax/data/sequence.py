@@ -6,7 +6,9 @@
     in_loss         0    0             1            1       0
     valid           1    1             1            1       0
 
-Action tokens of padded dimensions or steps are not in the loss.
+The answer is a text, an action, or a plan and then an action: `pick rxbar chocolate. Action: ...`.
+Action tokens of padded dimensions or steps are not in the loss. A state that is written in tokens
+comes first in the prompt: `State: <012><200> Q: what action ...`.
 
 An action needs no end token in decoding (its length is known), but trains with one, so that every
 answer of the mixture ends the same way.
@@ -14,14 +16,19 @@ answer of the mixture ends the same way.
 
 from __future__ import annotations
 
-import functools
+import collections
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 
 from vla_jax.actions.tokenizer import ActionTokenizer
+from vla_jax.data.state import StateInput
+from vla_jax.text.prompts import PLAN_END, plan_sentence
 from vla_jax.text.vocabulary import Vocabulary
-from vla_jax.types import Example
+from vla_jax.types import Example, chosen
+
+_KNOWN_TEXTS = 4096  # kept encoded
 
 
 class SequenceBuilder:
@@ -32,6 +39,10 @@ class SequenceBuilder:
       action_tokenizer: for robot examples; None if the mixture has none.
       max_tokens: T, the row length.
       max_answer_tokens: most answer tokens in a row, EOS included; the loss gathers that many.
+      state: how a robot's state enters the rows; None: it does not.
+
+    Raises:
+      ValueError: lengths that do not leave room for a prompt, an action and EOS.
     """
 
     def __init__(
@@ -41,6 +52,7 @@ class SequenceBuilder:
         *,
         max_tokens: int,
         max_answer_tokens: int,
+        state: StateInput | None = None,
     ):
         if not 0 < max_answer_tokens < max_tokens:
             raise ValueError(
@@ -57,91 +69,216 @@ class SequenceBuilder:
         self.action_tokenizer = action_tokenizer
         self.max_tokens = max_tokens
         self.max_answer_tokens = max_answer_tokens
-        # Robot instructions come again and again.
-        self._prompt_ids = functools.lru_cache(maxsize=4096)(self._encode_prompt)
+        self.state = state
+        self.plan_end = np.asarray(vocabulary.encode(PLAN_END), np.int32)
+        """int32 [m]: ids that stand between a plan and its action."""
+        self._state_mark = np.asarray(vocabulary.encode("State:"), np.int32)
+        self._bos = np.asarray([vocabulary.bos_id], np.int32)
+        self._eos = np.asarray([vocabulary.eos_id], np.int32)
+        self._known: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
+        self._lock = threading.Lock()
 
-    def build(self, example: Example) -> dict[str, np.ndarray]:
-        """One row of `build_rows`: tokens int32 [T]; attend_causal, in_loss, valid bool [T]."""
-        return {key: rows[0] for key, rows in self.build_rows([example]).items()}
+    def build(self, example: Example, draw: int = 0) -> dict[str, np.ndarray]:
+        """One row of `build_rows`."""
+        return {key: rows[0] for key, rows in self.build_rows([example], [draw]).items()}
 
-    def build_rows(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
-        """Returns tokens int32 [B, T] and attend_causal, in_loss, valid bool [B, T].
+    def build_rows(
+        self, examples: Sequence[Example], draws: Sequence[int] | np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """The columns of a batch that come from texts, actions and states.
 
-        A text answer that is too long is cut (and then has no EOS); a prompt that leaves no room
-        for its answer is an error.
+        A text answer that is too long is cut (and then has no EOS), which `truncated` says; a
+        prompt that leaves no room for its answer is an error, and so is a plan that leaves none for
+        its action.
+
+        Args:
+          draws: random bits of each sample, which choose among its prompts and answers, see
+            `types.chosen`; None takes the first ones.
+
+        Returns:
+          tokens int32 [B, T]; attend_causal, in_loss, valid bool [B, T]; truncated bool [B]. With a
+          state that is a vector, also state float32 [B, S], scaled to -1 .. 1, and state_valid
+          bool [B].
 
         Raises:
-          ValueError: empty prompt, prompt too long, action without tokenizer, bad action.
+          ValueError: empty prompt, prompt too long, action without tokenizer, bad action or state.
         """
-        tokens = np.full((len(examples), self.max_tokens), self.vocabulary.pad_id, np.int32)
-        prompt_end = np.zeros((len(examples), 1), np.int32)
-        answer_end = np.zeros((len(examples), 1), np.int32)
-        no_loss = np.zeros((len(examples), self.max_tokens), bool)
-        for row, example in enumerate(examples):
-            prompt = self._prompt_ids(example.prompt)
-            answer = self._answer_ids(example)
-            room = self.max_tokens - len(prompt)
-            if room < min(len(answer), self.max_answer_tokens):
-                raise ValueError(
-                    f"prompt of {len(prompt)} tokens leaves {max(room, 0)} of {self.max_tokens} "
-                    f"for an answer of {len(answer)}: raise max_tokens or shorten "
-                    f"{example.prompt!r}"
-                )
-            answer = answer[: self.max_answer_tokens]
-            n, end = len(prompt), len(prompt) + len(answer)
-            tokens[row, :n], tokens[row, n:end] = prompt, answer
-            prompt_end[row], answer_end[row] = n, end
-            if example.action_valid is not None:
-                no_loss[row, n : end - 1] = ~self._action_tokens_valid(example, answer[:-1])
+        if draws is None:
+            draws = [0] * len(examples)
+        texts = [chosen(example, int(draw)) for example, draw in zip(examples, draws)]
+        prompts, answers, actions = self._encode(examples, texts)
+        vectors = self._add_states(prompts, [example.state for example in examples])
+        prompt_end = np.asarray([1 + len(ids) for ids in prompts], np.int32)
+        answer_size = np.asarray([1 + len(ids) for ids in answers], np.int32)
+        answer_end = prompt_end + np.minimum(answer_size, self.max_answer_tokens)
+        self._require_room(texts, prompt_end, answer_size, actions)
         position = np.arange(self.max_tokens)
-        is_answer = (position >= prompt_end) & (position < answer_end)
+        valid = position < answer_end[:, None]
+        is_answer = valid & (position >= prompt_end[:, None])
+        truncated = answer_size > self.max_answer_tokens
+        pieces = [
+            piece
+            for prompt, answer, cut in zip(prompts, answers, truncated.tolist())
+            for piece in (
+                self._bos,
+                prompt,
+                answer[: self.max_answer_tokens],
+                self._eos[:0] if cut else self._eos,
+            )
+        ]
+        tokens = np.full(valid.shape, self.vocabulary.pad_id, np.int32)
+        tokens[valid] = np.concatenate(pieces) if pieces else []
+        in_loss = is_answer.copy()
+        for row, example in enumerate(examples):
+            if example.action_valid is not None:
+                trained = self._action_tokens_valid(example, actions.get(row))
+                end = answer_end[row] - 1
+                in_loss[row, end - len(trained) : end] = trained
         return {
             "tokens": tokens,
             "attend_causal": is_answer,
-            "in_loss": is_answer & ~no_loss,
-            "valid": position < answer_end,
+            "in_loss": in_loss,
+            "valid": valid,
+            "truncated": truncated,
+            **vectors,
         }
 
-    def prompts(self, prompts: list[str]) -> dict[str, np.ndarray]:
+    def prompts(
+        self, prompts: Sequence[str], states: Sequence[np.ndarray | None] | np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Prompts alone, for decoding: tokens int32 [B, T'], valid bool [B, T'].
 
         T' is max_tokens - max_answer_tokens, fixed, so that decoding compiles once.
+
+        Args:
+          states: of each prompt's robot, [S]; None where there is none.
+
+        Returns:
+          Also state and state_valid, as `build_rows`.
         """
         length = self.max_tokens - self.max_answer_tokens
-        tokens = np.full((len(prompts), length), self.vocabulary.pad_id, np.int32)
-        valid = np.zeros((len(prompts), length), bool)
-        for row, text in enumerate(prompts):
-            ids = self._prompt_ids(text)
-            if len(ids) > length:
-                raise ValueError(
-                    f"prompt of {len(ids)} tokens is longer than the {length} that the model was "
-                    f"trained with: shorten {text!r}"
-                )
-            tokens[row, : len(ids)] = ids
-            valid[row, : len(ids)] = True
-        return {"tokens": tokens, "valid": valid}
+        encoded, _ = self._encode_texts(prompts)
+        vectors = self._add_states(encoded, [None] * len(prompts) if states is None else states)
+        counts = np.asarray([1 + len(ids) for ids in encoded], np.int32)
+        if (counts > length).any():
+            row = int(np.argmax(counts > length))
+            raise ValueError(
+                f"prompt of {counts[row]} tokens is longer than the {length} that the model was "
+                f"trained with: shorten {prompts[row]!r}"
+            )
+        valid = np.arange(length) < counts[:, None]
+        tokens = np.full(valid.shape, self.vocabulary.pad_id, np.int32)
+        pieces = [piece for ids in encoded for piece in (self._bos, ids)]
+        tokens[valid] = np.concatenate(pieces) if pieces else []
+        return {"tokens": tokens, "valid": valid, **vectors}
 
-    def _encode_prompt(self, prompt: str) -> tuple[int, ...]:
-        if not prompt.strip():
+    def _encode(
+        self, examples: Sequence[Example], texts: Sequence[tuple[str, str | None]]
+    ) -> tuple[list[np.ndarray], list[np.ndarray], dict[int, np.ndarray]]:
+        """Ids of each prompt and answer, without BOS and EOS, and row -> ids of its action."""
+        done = {row: e.action for row, e in enumerate(examples) if e.action is not None}
+        saying = [row for row, example in enumerate(examples) if example.action is None]
+        for row in saying:
+            if not texts[row][1]:
+                raise ValueError(f"example with neither action nor answer: {texts[row][0]!r}")
+            if examples[row].plan:
+                raise ValueError(f"plan without an action: {texts[row][0]!r}")
+        planned = [row for row in done if examples[row].plan]
+        known, said = self._encode_texts(
+            [prompt for prompt, _ in texts],
+            [plan_sentence(examples[row].plan) for row in planned],
+            [texts[row][1] or "" for row in saying],
+        )
+        prompts, plans = known[: len(texts)], known[len(texts) :]
+        actions = dict(zip(done, self._encode_actions(list(done.values()))))
+        answers = [actions.get(row, self._bos) for row in range(len(texts))]
+        for row, ids in zip(saying, said):
+            answers[row] = np.asarray(ids, np.int32)
+        for row, ids in zip(planned, plans):
+            answers[row] = np.concatenate([ids, self.plan_end, actions[row]])
+        return prompts, answers, actions
+
+    def _encode_texts(
+        self, prompts: Sequence[str], plans: Sequence[str] = (), answers: Sequence[str] = ()
+    ) -> tuple[list[np.ndarray], list[list[int]]]:
+        """Ids of prompts and plans, which come again and again, and of answers.
+
+        All that is new is encoded in one call.
+        """
+        if not all(prompt.strip() for prompt in prompts):
             raise ValueError("empty prompt")
-        return self.vocabulary.bos_id, *self.vocabulary.encode(prompt)
+        repeated = [*prompts, *plans]
+        with self._lock:
+            known = {text: self._known.get(text) for text in repeated}
+        missing = [text for text, ids in known.items() if ids is None]
+        encoded = self.vocabulary.encode_batch([*missing, *answers])
+        found = {text: ids for text, ids in known.items() if ids is not None}
+        found |= {text: np.asarray(ids, np.int32) for text, ids in zip(missing, encoded)}
+        with self._lock:
+            for text, ids in found.items():
+                self._known[text] = ids
+                self._known.move_to_end(text)
+            while len(self._known) > _KNOWN_TEXTS:
+                self._known.popitem(last=False)
+        return [found[text] for text in repeated], encoded[len(missing) :]
 
-    def _answer_ids(self, example: Example) -> list[int]:
-        if example.action is None:
-            if not example.answer:
-                raise ValueError(f"example with neither action nor answer: {example.prompt!r}")
-            return [*self.vocabulary.encode(example.answer), self.vocabulary.eos_id]
+    def _encode_actions(self, actions: list[np.ndarray]) -> Sequence[np.ndarray]:
+        """Ids of each action, all in one call of the tokenizer."""
+        if not actions:
+            return ()
         if self.action_tokenizer is None:
             raise ValueError("a robot example needs an action tokenizer, and none is configured")
-        ids = self.action_tokenizer.encode(example.action)
-        return [*ids.tolist(), self.vocabulary.eos_id]
+        shape = (self.action_tokenizer.chunk, len(self.action_tokenizer.spec.dimensions))
+        wrong = {np.shape(action) for action in actions} - {shape}
+        if wrong:
+            raise ValueError(f"action of shape {min(wrong)}, the action tokenizer's is {shape}")
+        return self.action_tokenizer.encode_batch(np.stack(actions))
 
-    def _action_tokens_valid(self, example: Example, ids: list[int]) -> np.ndarray:
-        if self.action_tokenizer is None or example.action is None or example.action_valid is None:
+    def _add_states(
+        self, prompts: list[np.ndarray], states: Sequence[np.ndarray | None] | np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Puts states before the prompts' ids, in place, or returns them as columns."""
+        if self.state is None:
+            return {}
+        measured = [row for row, state in enumerate(states) if state is not None]
+        given = [state for state in states if state is not None]
+        if self.state.token_ids is not None:
+            for row, ids in zip(measured, self.state.tokens(given)):
+                prompts[row] = np.concatenate([self._state_mark, ids, prompts[row]])
+            return {}
+        vectors = np.zeros((len(states), self.state.size), np.float32)
+        vectors[measured] = self.state.scaled(given)
+        return {"state": vectors, "state_valid": np.isin(np.arange(len(states)), measured)}
+
+    def _require_room(
+        self,
+        texts: Sequence[tuple[str, str | None]],
+        prompt_end: np.ndarray,
+        answer_size: np.ndarray,
+        actions: dict[int, np.ndarray],
+    ) -> None:
+        answer_end = prompt_end + np.minimum(answer_size, self.max_answer_tokens)
+        if (answer_end > self.max_tokens).any():
+            row = int(np.argmax(answer_end > self.max_tokens))
+            raise ValueError(
+                f"prompt of {prompt_end[row]} tokens leaves "
+                f"{max(self.max_tokens - int(prompt_end[row]), 0)} of {self.max_tokens} for an "
+                f"answer of {answer_size[row]}: raise max_tokens or shorten {texts[row][0]!r}"
+            )
+        for row in np.flatnonzero(answer_size > self.max_answer_tokens).tolist():
+            if row in actions:
+                raise ValueError(
+                    f"a plan and its action are {answer_size[row]} tokens, more than "
+                    f"max_answer_tokens {self.max_answer_tokens}: raise it or shorten the plan of "
+                    f"{texts[row][0]!r}"
+                )
+
+    def _action_tokens_valid(self, example: Example, ids: np.ndarray | None) -> np.ndarray:
+        if self.action_tokenizer is None or ids is None or example.action is None:
             raise ValueError(f"action_valid without an action: {example.prompt!r}")
         valid = np.asarray(example.action_valid, bool)
         if valid.shape != np.shape(example.action):
             raise ValueError(
                 f"action_valid is {valid.shape} for an action of {np.shape(example.action)}"
             )
-        return self.action_tokenizer.tokens_valid(np.asarray(ids), valid)
+        return self.action_tokenizer.tokens_valid(ids, valid)

@@ -132,8 +132,9 @@ def write_shard(
             example = _to_store(source.read(index), len(views), conversion, where)
             place = None
             if track is not None:
-                place = episode, index - track.first
-                rows.add(example, track, episode - first, place[1], where)
+                step = index - track.first
+                place = episode, step, track.instructions[step]
+                rows.add(example, track, episode - first, step, where)
             writer.write(converted.encode_example(example, views, place))
             count += 1
             if count % _TOLD_EVERY == 0:

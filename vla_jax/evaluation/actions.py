@@ -30,12 +30,14 @@ class ActionBatch:
       instructions: without the prompt template.
       actions: float32 [n, C, A], physical units: what was done.
       valid: bool [n, C, A], False for padded dimensions and steps.
+      states: float32 [n, S], for a policy that takes them.
     """
 
     images: np.ndarray
     instructions: list[str]
     actions: np.ndarray
     valid: np.ndarray
+    states: np.ndarray | None = None
 
 
 class ActionEvaluator:
@@ -59,7 +61,7 @@ class ActionEvaluator:
         said, truth, valid, same = [], [], [], []
         examples: list[dict[str, Any]] = []
         for batch in self._batches():
-            result = policy.act(batch.images, batch.instructions)
+            result = policy.act(batch.images, batch.instructions, states=batch.states)
             wanted = [tokenizer.encode(chunk) for chunk in batch.actions]
             said.append(result.actions)
             truth.append(batch.actions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,7 +14,8 @@ from vla_jax.data.sources.image_text import ImageTextSource
 from vla_jax.evaluation.actions import ActionBatch
 from vla_jax.evaluation.base import inside_template
 from vla_jax.evaluation.vqa import VqaBatch
-from vla_jax.text.prompts import question_prompt, robot_prompt
+from vla_jax.text.prompts import PLAN_TEMPLATE, ROBOT_TEMPLATE, question_prompt, robot_prompt
+from vla_jax.types import chosen
 
 
 def vqa_batches(
@@ -54,11 +56,13 @@ def action_batches(
     batch_size: int,
     image_size: int,
     limit: int,
+    template: str = ROBOT_TEMPLATE,
 ) -> Callable[[], Iterator[ActionBatch]]:
     """Steps spread evenly over a robot source.
 
     Args:
       limit: most steps of one pass.
+      template: of the source's prompts, the first of several; that of plans is `PLAN_TEMPLATE`.
     """
 
     def start() -> Iterator[ActionBatch]:
@@ -68,9 +72,14 @@ def action_batches(
             rows = _rows(batch)
             examples = [source.read(record) for record in batch["record"][rows].tolist()]
             actions = np.stack([e.action for e in examples if e.action is not None])
+            templates = [PLAN_TEMPLATE if e.plan else template for e in examples]
+            states = [e.state for e in examples if e.state is not None]
             yield ActionBatch(
                 images=batch["images"][rows],
-                instructions=[inside_template(robot_prompt, e.prompt) for e in examples],
+                instructions=[
+                    inside_template(functools.partial(robot_prompt, template=t), chosen(e)[0])
+                    for e, t in zip(examples, templates)
+                ],
                 actions=actions,
                 valid=np.stack(
                     [
@@ -78,6 +87,7 @@ def action_batches(
                         for v in (e.action_valid for e in examples)
                     ]
                 ),
+                states=None if builder.state is None else np.stack(states),
             )
 
     return start

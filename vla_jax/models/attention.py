@@ -113,7 +113,24 @@ def rope(x: jax.Array, positions: jax.Array, frequencies: jax.Array) -> jax.Arra
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
-def prefix_lm_mask(valid: jax.Array, attend_causal: jax.Array) -> jax.Array:
+def count_together(x: jax.Array, together: jax.Array | None) -> jax.Array:
+    """bool [B, T] -> int [B, T]: how many are True up to each position, of those with it.
+
+    Args:
+      together: bool [B, T, S]; None: all are.
+    """
+    if together is None:
+        return jnp.cumsum(x, axis=1)
+    place = jnp.arange(x.shape[1])
+    return jnp.sum(together & (place <= place[:, None]) & x[:, None], axis=-1)
+
+
+def prefix_lm_mask(
+    valid: jax.Array,
+    attend_causal: jax.Array,
+    is_later: jax.Array | bool = False,
+    together: jax.Array | None = None,
+) -> jax.Array:
     """Who sees whom: the prefix both ways, each causal position only what came before it.
 
     With 2 image tokens, 2 prompt tokens and 3 answer tokens (rows look at columns):
@@ -130,9 +147,12 @@ def prefix_lm_mask(valid: jax.Array, attend_causal: jax.Array) -> jax.Array:
     Args:
       valid: bool [B, T], False for padding, which nobody sees.
       attend_causal: bool [B, T].
+      is_later: bool [T], not seen by those that are not, such as the text by the images.
+      together: bool [B, T, T], who may see whom at all, in packed rows; None: everybody.
 
     Returns:
       bool [B, T, T]. A padding row sees the valid positions before it, so no row is empty.
     """
-    block = jnp.cumsum(attend_causal, axis=1)
-    return (block[:, None, :] <= block[:, :, None]) & valid[:, None, :]
+    block = is_later + count_together(attend_causal, together)
+    mask = (block[:, None, :] <= block[:, :, None]) & valid[:, None, :]
+    return mask if together is None else mask & together

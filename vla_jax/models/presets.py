@@ -207,6 +207,8 @@ class ModelConfig:
       num_views: images per example.
       image_sees_text: image tokens attend to the prompt, as in PaliGemma. Without it they are the
         same whatever is asked, so several questions can share one picture (packed rows).
+      state_size: S, numbers of the robot's state, which a linear map makes one more position; 0:
+        none. `data.state` says where they come from.
       compute_dtype: dtype of activations and matrix products. Parameters, softmax, norms and the
         loss stay float32.
       lora_rank: low-rank adapters on every projection of the decoder, see `models.lora`; 0: none.
@@ -223,6 +225,7 @@ class ModelConfig:
     image_size: int = 224
     num_views: int = 1
     image_sees_text: bool = True
+    state_size: int = 0
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     lora_rank: int = 0
     lora_alpha: float = 16.0
@@ -240,6 +243,8 @@ class ModelConfig:
                 f"image_size {self.image_size} is not a multiple of the patch size "
                 f"{self.vit.patch_size} of preset {self.preset!r}"
             )
+        if self.state_size < 0:
+            raise ValueError(f"model.state_size must be at least 0, got {self.state_size}")
         if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
             raise ValueError("model.attention 'cudnn' needs model.compute_dtype 'bfloat16'")
         if self.attention == "cudnn" and self.decoder.attention_softcap is not None:

@@ -27,6 +27,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel", ".DF"),
     (r"img/Transformer/encoderblock/MlpBlock_0/Dense_1/kernel", ".FD"),
     (r"img/head/kernel", "D."),
+    (r"state/kernel", ".D"),
     (r"llm/embedder/input_embedding", "VD"),
     (r"llm/layers/attn/q_einsum/w", ".ND."),
     (r"llm/layers/attn/kv_einsum/w", "...D."),

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 QUESTION_TEMPLATE = "Q: {question} A:"
 CAPTION_TEMPLATE = "Q: caption in {language} A:"
 """The language by its English name in small letters, as in "caption in german"."""
+
+ROBOT_TEMPLATE = "Q: what action should the robot take to {instruction}? A:"
+"""RT-2's robot prompt (arXiv 2307.15818, section 3.2)."""
+
+PLAN_TEMPLATE = "Instruction: {instruction}. Plan:"
+PLAN_END = "Action:"
+"""RT-2's chain of thought (section 4.4): `Instruction: I'm hungry. Plan: pick rxbar chocolate.
+Action: 1 128 124 136 121 158 111 255`."""
 
 _FIELD = re.compile(r"\{([^{}]+)\}")
 
@@ -30,12 +38,32 @@ def question_prompt(question: str) -> str:
     return fill_template(QUESTION_TEMPLATE, {"question": question})
 
 
-def robot_prompt(instruction: str) -> str:
-    """RT-2's robot prompt (arXiv 2307.15818, section 3.2).
+def robot_prompt(instruction: str, template: str = ROBOT_TEMPLATE) -> str:
+    """The prompt of a robot that acts at once.
 
     Raises ValueError for an empty instruction: the policy would act on nothing.
     """
     instruction = instruction.strip().rstrip(".?!")
     if not instruction:
         raise ValueError("empty instruction: say what the robot should do, e.g. 'pick the dog'")
-    return f"Q: what action should the robot take to {instruction}? A:"
+    return fill_template(template, {"instruction": instruction})
+
+
+def robot_prompts(instruction: str, templates: Sequence[str]) -> str | tuple[str, ...]:
+    """The prompt in all of its phrasings, or the only one; raises as `robot_prompt`."""
+    prompts = tuple(robot_prompt(instruction, template) for template in templates)
+    return prompts[0] if len(prompts) == 1 else prompts
+
+
+def plan_sentence(plan: str) -> str:
+    """`pick rxbar chocolate.`: what stands between the plan's prompt and `PLAN_END`."""
+    return plan.strip().rstrip(".?!") + "."
+
+
+def require_instruction(template: str) -> None:
+    """Raises ValueError if a robot's template does not have {instruction} for its one field."""
+    if template_fields(template) != ("instruction",):
+        raise ValueError(
+            f"robot prompt {template!r} has the fields {template_fields(template)}: it needs "
+            "{instruction} and no other"
+        )

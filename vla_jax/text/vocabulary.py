@@ -118,9 +118,13 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS and EOS."""
-        if not text:
-            return []
-        return self._model.EncodeAsIds(text if _STARTS_WITH_INTEGER.match(text) else " " + text)
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, in one call of SentencePiece."""
+        spaced = [t if not t or _STARTS_WITH_INTEGER.match(t) else " " + t for t in texts]
+        # On the caller's thread: the loader has its own.
+        return self._model.Encode(spaced, out_type=int, num_threads=1)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`; PAD, BOS and EOS vanish. Raises ValueError for an unknown id."""

@@ -10,20 +10,23 @@ import jax.numpy as jnp
 from vla_jax.models.presets import DecoderConfig, ModelConfig, VitConfig
 
 
-def train_flops_per_sample(config: ModelConfig, text_tokens: int, loss_tokens: int) -> float:
-    """Model FLOPs of forward and backward for one row: matrix products only, 2 per
+def train_flops_per_sample(
+    config: ModelConfig, text_tokens: int, loss_tokens: int, *, samples: int = 1
+) -> float:
+    """Model FLOPs of forward and backward for one sample: matrix products only, 2 per
     multiply-add, backward twice the forward, nothing for recomputation (arXiv 2204.02311, B).
 
     Args:
       text_tokens: T, the row's length.
-      loss_tokens: positions whose logits are computed.
+      loss_tokens: positions of a row whose logits are computed.
+      samples: in a row.
     """
-    image_tokens = config.num_views * config.num_patches
-    vit = config.num_views * _vit(config.vit, config)
-    total = image_tokens + text_tokens
+    views = config.num_views * samples
+    vit = views * _vit(config.vit, config)
+    total = views * config.num_patches + text_tokens
     decoder = _decoder(config.decoder, total)
     logits = 2 * loss_tokens * config.decoder.width * config.decoder.vocab_size
-    return 3.0 * (vit + decoder + logits)
+    return 3.0 * (vit + decoder + logits) / samples
 
 
 def _vit(vit: VitConfig, config: ModelConfig) -> float:

@@ -78,8 +78,12 @@ class Window:
         self._metrics.append(metrics)
         self._input_wait += input_wait
 
-    def scalars(self, batch_size: int) -> dict[str, float]:
+    def scalars(self) -> dict[str, float]:
         """Means over the window, and the mixture's realised ratio since the start.
+
+        Of each source, `truncated_share` of its samples had an answer that was cut, and
+        `left_out_share` of what was packed did not fit its row (only where there are any). Of all
+        positions that the model computed, images included, `padding_share` held nothing.
 
         Raises FloatingPointError if a loss is not finite.
         """
@@ -96,19 +100,25 @@ class Window:
             "loss": float(loss.mean()),
             "grad_norm": float(np.mean([m["grad_norm"] for m in metrics])),
             "speed/steps_per_s": steps_per_s,
-            "speed/samples_per_s": steps_per_s * batch_size,
             "speed/input_wait_share": self._input_wait / elapsed,
         }
         sums = {
             key: np.sum([m["by_source"][key] for m in metrics], axis=0)
-            for key in ("loss", "correct", "tokens", "samples")
+            for key in ("loss", "correct", "tokens", "samples", "truncated", "left_out", "used")
         }
+        out["speed/samples_per_s"] = float(sums["samples"].sum() / elapsed)
+        out["padding_share"] = float(1 - sums["used"].sum() / len(metrics))
         for key, total in self._total.items():
             total += sums[key]
         for s, name in enumerate(self._names):
             if sums["tokens"][s]:
                 out[f"{name}/loss"] = float(sums["loss"][s] / sums["tokens"][s])
                 out[f"{name}/token_accuracy"] = float(sums["correct"][s] / sums["tokens"][s])
+            if sums["samples"][s]:
+                out[f"{name}/truncated_share"] = float(sums["truncated"][s] / sums["samples"][s])
+            if sums["left_out"][s]:
+                seen = sums["samples"][s] + sums["left_out"][s]
+                out[f"{name}/left_out_share"] = float(sums["left_out"][s] / seen)
             for key, total in self._total.items():
                 out[f"{name}/share_of_{key}"] = float(total[s] / total.sum())
             out[f"{name}/share_configured"] = float(self._weights[s])
@@ -150,13 +160,13 @@ def fit(
         if step == start + 1:
             # The first step compiles; it would make every speed figure of this window wrong.
             metrics["loss"].block_until_ready()
-            first = window.scalars(config.batch_size)
+            first = window.scalars()
             writer.write(step, {k: v for k, v in first.items() if not k.startswith("speed/")})
             print_line(f"step {step}: compiled in {time.perf_counter() - begun:.1f} s")
             window.reset()
             begun = time.perf_counter()
         elif step % config.log_every == 0 or step == config.steps:
-            scalars = window.scalars(config.batch_size)
+            scalars = window.scalars()
             writer.write(step, scalars)
             eta = (config.steps - step) * (time.perf_counter() - begun) / (step - start - 1)
             print_line(_progress(step, config.steps, scalars, source_names, eta))
@@ -179,5 +189,6 @@ def _progress(
         + "  ".join(parts)
         + f"  | {scalars['speed/samples_per_s']:.0f} samples/s"
         + f"  input wait {scalars['speed/input_wait_share']:.0%}"
+        + f"  padding {scalars['padding_share']:.0%}"
         + f"  ETA {int(eta_s // 60)}:{int(eta_s % 60):02d}"
     )

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vla_jax.models.vla import Vla, run_model
+from vla_jax.models.vla import Segments, State, Vla, run_model
 from vla_jax.training.alignment import alignment_loss, gaussian_target
 from vla_jax.types import Params
 
 
+def _segments(batch: dict[str, jax.Array]) -> Segments | None:
+    return Segments(batch["image_segment"], batch["segment"]) if "segment" in batch else None
+
+
+class AnswerLogits(NamedTuple):
+    """What the model says where there is loss, K = max_answer_tokens positions of a row."""
+
+    logits: jax.Array  # float32 [B, K, V]
+    position: jax.Array  # int32 [B, K]: of the predicted token in its row
+    target: jax.Array  # int32 [B, K]
+    in_loss: jax.Array  # bool [B, K]
+    image_tokens: jax.Array  # [B, P, D]
+
+
 def answer_logits(
     model: Vla, params: Params, batch: dict[str, jax.Array], max_answer_tokens: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> AnswerLogits:
     """Logits only where there is loss.
 
-    The K = max_answer_tokens loss positions of a row are gathered before the vocabulary product:
-    no [B, T, V] array exists.
-
-    Returns:
-      logits float32 [B, K, V], target int32 [B, K], in_loss bool [B, K], and the image tokens
-      [B, P, D].
+    The K loss positions of a row are gathered before the vocabulary product: no [B, T, V] array
+    exists.
     """
     # A stable sort brings the positions with loss to the front, in order.
     position = jnp.argsort(~batch["in_loss"], axis=1, stable=True)[:, :max_answer_tokens]
@@ -35,11 +47,12 @@ def answer_logits(
         batch["tokens"],
         batch["attend_causal"],
         batch["valid"],
-        batch.get("segment"),
-        jnp.maximum(position - 1, 0),
+        segments=_segments(batch),
+        wanted=jnp.maximum(position - 1, 0),
+        state=State(batch["state"], batch["state_valid"]) if "state" in batch else None,
     )
     logits = run_model(model, params, hidden, method="logits")
-    return logits, target, in_loss, image_tokens
+    return AnswerLogits(logits, position, target, in_loss, image_tokens)
 
 
 def answer_loss(
@@ -64,10 +77,14 @@ def answer_loss(
 
     Returns:
       The loss (nats per token), and float32 [num_sources] sums by source: "loss" (nats), "correct"
-      (greedy token matches), "tokens", "samples". Sums, not means: hosts and sources hold different
-      numbers of loss tokens, so a mean of means is biased.
+      (greedy token matches), "tokens", "samples", "truncated" (samples whose answer was cut),
+      "left_out" (those that did not fit into their packed row, which are no samples) and "used",
+      the share of the batch's positions, images included, that is not padding. Sums, not means:
+      hosts and sources hold different numbers of loss tokens, so a mean of means is biased.
     """
-    logits, target, in_loss, image_tokens = answer_logits(model, params, batch, max_answer_tokens)
+    logits, position, target, in_loss, image_tokens = answer_logits(
+        model, params, batch, max_answer_tokens
+    )
     target_logit = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
     weight = in_loss.astype(jnp.float32)
     # The target is the likeliest token if nothing is above it: a maximum is a quicker pass over the
@@ -78,7 +95,8 @@ def answer_loss(
             model, logits, target, target_logit, integer_smoothing, exact_integers
         )
     nats = jax.nn.logsumexp(logits, axis=-1) - target_logit
-    by_source = _sums_by_source(batch["source"], num_sources, nats * weight, correct, weight)
+    by_source = _sums_by_source(batch, position, num_sources, nats * weight, correct, weight)
+    by_source |= _rows_by_source(batch, num_sources, image_tokens.shape[1])
     loss = jnp.sum(by_source["loss"]) / jnp.maximum(jnp.sum(by_source["tokens"]), 1.0)
     if name_ids is not None:
         loss += alignment_loss(model, params, image_tokens, batch, name_ids).loss
@@ -101,25 +119,63 @@ def patch_label_loss(
     """
     image_tokens = run_model(model, params, batch["images"], method="image_tokens")
     found = alignment_loss(model, params, image_tokens, batch, name_ids)
-    return found.loss, _sums_by_source(
-        batch["source"],
+    by_source = _sums_by_source(
+        batch,
+        jnp.zeros(found.thing.shape, jnp.int32),
         num_sources,
         found.word_nats * found.thing,
         found.correct * found.thing,
         found.thing,
     )
+    return found.loss, by_source | _rows_by_source(batch, num_sources, image_tokens.shape[1])
+
+
+def _source_at(batch: dict[str, jax.Array], position: jax.Array) -> jax.Array:
+    """int [B, K] positions of the text -> int [B, K], the source of each."""
+    source = batch["source"].reshape(len(position), -1)  # [B, k], k = 1 unless examples are packed
+    segment = batch.get("segment", jnp.ones_like(batch["tokens"]))
+    example = jnp.clip(jnp.take_along_axis(segment, position, axis=1) - 1, 0, source.shape[1] - 1)
+    return jnp.take_along_axis(source, example, axis=1)
 
 
 def _sums_by_source(
-    source: jax.Array, num_sources: int, nats: jax.Array, correct: jax.Array, weight: jax.Array
+    batch: dict[str, jax.Array],
+    position: jax.Array,
+    num_sources: int,
+    nats: jax.Array,
+    correct: jax.Array,
+    weight: jax.Array,
 ) -> dict[str, jax.Array]:
-    per_row = {
-        "loss": jnp.sum(nats, axis=1),
-        "correct": jnp.sum(correct, axis=1),
-        "tokens": jnp.sum(weight, axis=1),
-        "samples": jnp.ones(weight.shape[0], jnp.float32),
+    """Sums of what is [B, K], for tokens at these positions of the text."""
+    source = _source_at(batch, position).reshape(-1)
+    per_token = {"loss": nats, "correct": correct, "tokens": weight}
+    return {
+        k: jax.ops.segment_sum(v.reshape(-1), source, num_sources) for k, v in per_token.items()
     }
-    return {k: jax.ops.segment_sum(v, source, num_sources) for k, v in per_row.items()}
+
+
+def _rows_by_source(
+    batch: dict[str, jax.Array], num_sources: int, image_tokens: int
+) -> dict[str, jax.Array]:
+    """Sums of what an example has once, and of the positions that it takes."""
+    source = batch["source"].reshape(len(batch["tokens"]), -1)
+
+    def total(x: jax.Array, of: jax.Array = source) -> jax.Array:
+        return jax.ops.segment_sum(x.astype(jnp.float32).reshape(-1), of.reshape(-1), num_sources)
+
+    nowhere = jnp.zeros(source.shape, bool)
+    left_out = batch.get("left_out", nowhere).reshape(source.shape)
+    truncated = batch.get("truncated", nowhere).reshape(source.shape) & ~left_out
+    rows, length = batch["tokens"].shape
+    every = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    used = total(batch["valid"], _source_at(batch, every))
+    used += total(~left_out) * (image_tokens / source.shape[1])
+    return {
+        "samples": total(~left_out),
+        "truncated": total(truncated),
+        "left_out": total(left_out),
+        "used": used / (rows * (image_tokens + length)),
+    }
 
 
 def _smoothed_target_logit(

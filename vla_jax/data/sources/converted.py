@@ -4,10 +4,11 @@
     DIR/train/records-00003-of-00016.array_record    one record an example, a tf.train.Example
     DIR/train/steps.npy, episodes.npy                of robot data: actions, instructions, lengths
 
-A record has what one step shows and does: `image/<view>` encoded, `prompt`, `answer` or `action`
-[A] in the units of the ActionSpec, `plan` and `state` [S] where there are such, `episode` and
-`step`. Any program that reads ArrayRecord and tf.train.Example can use it. What needs the actions
-of later steps, a chunk, takes them from the table, so an example costs one read.
+A record has what one sample or step shows and says: `image/<view>` encoded, then `prompt` and
+`answer`, one or several phrasings of each; or `instruction`, `action` [A] in the units of the
+ActionSpec, `plan` and `state` [S] where there are such, `episode` and `step`. Any program that
+reads ArrayRecord and tf.train.Example can use it. What needs the actions of later steps, a chunk,
+takes them from the table, so an example costs one read.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from vla_jax.data.sources.base import Track, chunk_steps, place
 from vla_jax.data.sources.episodes import SPEC_KEY
 from vla_jax.data.sources.records import ArrayRecords, parse_example
 from vla_jax.data.storage import FileFacts
+from vla_jax.text.prompts import PLAN_TEMPLATE, ROBOT_TEMPLATE, robot_prompts
 from vla_jax.types import Example
 
 METADATA, STEPS, EPISODES, UNFINISHED = "metadata.json", "steps.npy", "episodes.npy", "unfinished"
@@ -110,20 +112,23 @@ def step_dtype(actions: int, states: int) -> np.dtype:
 
 
 def encode_example(
-    example: Example, views: Sequence[str], episode_and_step: tuple[int, int] | None = None
+    example: Example, views: Sequence[str], place: tuple[int, int, str] | None = None
 ) -> bytes:
     """A record of an example.
 
     Args:
       example: images are encoded; an action is [1, A] and all of it valid.
       views: names of its images.
-      episode_and_step: of robot data.
+      place: of robot data, episode, step and instruction.
     """
     features = tf.train.Features()
 
     def put(key: str, value: Any) -> None:
         if isinstance(value, bytes):
             features.feature[key].bytes_list.value.append(value)
+        elif isinstance(value, str | tuple):  # one text or several
+            texts = [value] if isinstance(value, str) else value
+            features.feature[key].bytes_list.value.extend(text.encode() for text in texts)
         elif isinstance(value, int):
             features.feature[key].int64_list.value.append(value)
         else:
@@ -131,18 +136,18 @@ def encode_example(
 
     for view, image in zip(views, example.images, strict=True):
         put(_IMAGE + view, image)
-    put("prompt", example.prompt.encode())
-    if example.answer is not None:
-        put("answer", example.answer.encode())
-    if example.action is not None:
+    if example.action is None:
+        put("prompt", example.prompt)
+        put("answer", example.answer)
+    else:
         put("action", example.action[0])
     if example.plan:
         put("plan", example.plan.encode())
     if example.state is not None:
         put("state", example.state)
-    if episode_and_step is not None:
-        put("episode", episode_and_step[0])
-        put("step", episode_and_step[1])
+    if place is not None:
+        for key, value in zip(("episode", "step", "instruction"), place):
+            put(key, value)
     # A map has no order of its own; the same data shall be the same bytes.
     return tf.train.Example(features=features).SerializeToString(deterministic=True)
 
@@ -156,6 +161,7 @@ def open_converted(
     expected_spec: ActionSpec | None = None,
     chunk: int = 1,
     frames: int = 1,
+    templates: tuple[str, ...] = (ROBOT_TEMPLATE,),
 ) -> ConvertedSource:
     """Opens converted data; those of robots are `ConvertedEpisodes`.
 
@@ -167,6 +173,7 @@ def open_converted(
       expected_spec: of the checkpoint or config; another one in the data set is refused.
       chunk: C, actions of a record: that of its step and those that follow.
       frames: images of this many steps, see `EpisodeSource`; each costs a read.
+      templates: of a robot's prompt, see `EpisodeSource`.
 
     Raises:
       FileNotFoundError: no such data set, or a shard of it is missing.
@@ -181,7 +188,14 @@ def open_converted(
     if expected_spec is not None:
         expected_spec.require_same(metadata.action_spec, here="this run", there=where)
     return ConvertedEpisodes(
-        name, directory, metadata, cameras, spec=metadata.action_spec, chunk=chunk, frames=frames
+        name,
+        directory,
+        metadata,
+        cameras,
+        spec=metadata.action_spec,
+        chunk=chunk,
+        frames=frames,
+        templates=templates,
     )
 
 
@@ -227,8 +241,9 @@ class ConvertedSource:
         return self._example(self._parse(index), index)
 
     def _example(self, features: Mapping[str, Any], index: int) -> Example:
-        """All but the action."""
-        needed = [*(_IMAGE + view for view in self.views), "prompt"]
+        """All but a robot's prompt and action."""
+        texts = ["prompt", "answer"] if self.action_spec is None else ["instruction"]
+        needed = [*(_IMAGE + view for view in self.views), *texts]
         lacking = [key for key in needed if key not in features]
         if lacking:
             raise ValueError(
@@ -236,8 +251,8 @@ class ConvertedSource:
             )
         return Example(
             images=tuple(_bytes(features, _IMAGE + view) for view in self.views),
-            prompt=_bytes(features, "prompt").decode(),
-            answer=_bytes(features, "answer").decode() if "answer" in features else None,
+            prompt=_texts(features, "prompt") or "",
+            answer=_texts(features, "answer"),
             plan=_bytes(features, "plan").decode(),
             state=_floats(features, "state"),
         )
@@ -286,9 +301,11 @@ class ConvertedEpisodes(ConvertedSource):
         spec: ActionSpec,
         chunk: int,
         frames: int,
+        templates: tuple[str, ...],
     ):
         super().__init__(name, directory, metadata, cameras)
         self.action_spec, self._chunk, self._frames = spec, chunk, frames
+        self._templates = templates
         self._starts, self._steps = self._tables()
 
     @property
@@ -336,8 +353,13 @@ class ConvertedEpisodes(ConvertedSource):
             for row in range(index - self._frames + 1, index)
             for image in self._example(self._parse(max(row, first)), max(row, first)).images
         ]
+        templates = (PLAN_TEMPLATE,) if example.plan else self._templates
         return dataclasses.replace(
-            example, images=(*earlier, *example.images), action=action, action_valid=valid
+            example,
+            images=(*earlier, *example.images),
+            prompt=robot_prompts(_bytes(features, "instruction").decode(), templates),
+            action=action,
+            action_valid=valid,
         )
 
     def _tables(self) -> tuple[list[int], np.ndarray]:
@@ -376,6 +398,13 @@ def _read_metadata(directory: str, where: str) -> ConvertedMetadata:
 def _bytes(features: Mapping[str, Any], key: str) -> bytes:
     """b"" if there is none."""
     return features[key].bytes_list.value[0] if key in features else b""
+
+
+def _texts(features: Mapping[str, Any], key: str) -> str | tuple[str, ...] | None:
+    if key not in features:
+        return None
+    texts = tuple(text.decode() for text in features[key].bytes_list.value)
+    return texts[0] if len(texts) == 1 else texts
 
 
 def _floats(features: Mapping[str, Any], key: str) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from vla_jax.data.sources.base import Track, chunk_steps, place
 from vla_jax.data.sources.recent import RecentlyRead
 from vla_jax.data.sources.records import RecordFiles, find_feature, require_image
 from vla_jax.data.storage import FileFacts
-from vla_jax.text.prompts import robot_prompt
+from vla_jax.text.prompts import PLAN_TEMPLATE, ROBOT_TEMPLATE, robot_prompts
 from vla_jax.types import Example
 
 SPEC_KEY = "action_spec"
@@ -71,6 +71,8 @@ class EpisodeSource:
         its views. Before the episode's first step that one is repeated.
       max_bad_records: damaged episodes that are left out, each with a line on stderr.
       cache_bytes: memory for what was read or converted last.
+      templates: of the prompt, with {instruction}; several phrasings of the same. A step with a
+        plan has the plan's prompt instead.
 
     Raises:
       FileNotFoundError: no such data set.
@@ -90,8 +92,10 @@ class EpisodeSource:
         frames: int = 1,
         max_bad_records: int = 0,
         cache_bytes: int = 256 * 2**20,
+        templates: tuple[str, ...] = (ROBOT_TEMPLATE,),
     ):
         self.name = name
+        self._templates = templates
         self._records = RecordFiles(name, path, split)
         self._layout, self._chunk, self._frames = layout, chunk, frames
         self._where = f"data set {name!r} ({self._records.path})"
@@ -114,7 +118,7 @@ class EpisodeSource:
         self._columns, self._shapes = _columns(numbers), numbers
         self._state = [c for key in layout.state for c in self._columns[key]]
         self._recent = RecentlyRead[Any](cache_bytes, _num_bytes)
-        self._prompts: dict[tuple[int, ...], str] = {}
+        self._prompts: dict[tuple[int, ...], str | tuple[str, ...]] = {}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -166,12 +170,13 @@ class EpisodeSource:
                 actions[bad], where=f"{self._at(number, bad)} (repair or drop the episode)"
             )
         texts = self._index.texts[index].tolist()
+        plan = self._index.strings[texts[-1]].strip() if self._layout.plan else ""
         return Example(
             images=self._images(number, step),
-            prompt=self._prompt(texts, number, step),
+            prompt=self._prompt(texts, number, step, planned=bool(plan)),
             action=action,
             action_valid=valid,
-            plan=self._index.strings[texts[-1]].strip() if self._layout.plan else "",
+            plan=plan,
             state=self._measured(number, step) if self._state else None,
         )
 
@@ -211,17 +216,22 @@ class EpisodeSource:
             )
         return actions
 
-    def _prompt(self, texts: list[int], number: int, step: int) -> str:
+    def _prompt(
+        self, texts: list[int], number: int, step: int, *, planned: bool
+    ) -> str | tuple[str, ...]:
         ids = tuple(texts[: len(self._layout.instructions)])
-        if ids not in self._prompts:
+        known = (*ids, planned)
+        if known not in self._prompts:
+            templates = (PLAN_TEMPLATE,) if planned else self._templates
             try:
-                self._prompts[ids] = robot_prompt(_first_text(self._index.strings, ids))
+                text = _first_text(self._index.strings, ids)
+                self._prompts[known] = robot_prompts(text, templates)
             except ValueError as e:
                 names = ", ".join(self._layout.instructions)
                 raise ValueError(
                     f"{self._at(number, step)}: {names}: {e}; label or drop the episode"
                 ) from e
-        return self._prompts[ids]
+        return self._prompts[known]
 
     def _at(self, number: int, step: int) -> str:
         return f"{self._records.where(number)} (episode {number}) step {step}"

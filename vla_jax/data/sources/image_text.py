@@ -6,7 +6,7 @@ import os
 
 from vla_jax.data.sources.records import RecordFiles, find_feature, require_image, require_text
 from vla_jax.data.sources.texts import TextLayout
-from vla_jax.types import Example
+from vla_jax.types import Example, chosen
 
 LABELS = ("task", "language")
 
@@ -63,20 +63,20 @@ class ImageTextSource:
         def find(field: str) -> list[str]:
             return [text.decode() for text in features[field].bytes_list.value]
 
-        prompt, answer = self._texts.read(find, index, where=where)
+        prompt, answer = self._texts.read(find, where=where)
         images = features[self._image].bytes_list.value
         if not images or not images[0]:
             raise ValueError(f"{where} has no image in {self._image}: drop the record")
         return Example(images=(images[0],), prompt=prompt, answer=answer)
 
     def texts(self, index: int) -> dict[str, str]:
-        """prompt, answer, task and language of record `index`.
+        """Prompt, answer, task and language of record `index`; of several texts the first.
 
         Raises ValueError if the data set has no features task and language.
         """
         where = f"data set {self.name!r} ({self._records.path})"
         for key in LABELS:
             find_feature(self._records.info.features, key, where=where)
-        example, features = self.read(index), self._records.parse(index)
+        (prompt, answer), features = chosen(self.read(index)), self._records.parse(index)
         labels = {key: features[key].bytes_list.value[0].decode() for key in LABELS}
-        return {"prompt": example.prompt, "answer": example.answer or "", **labels}
+        return {"prompt": prompt, "answer": answer or "", **labels}

@@ -18,7 +18,7 @@ from vla_jax.data.sources.base import Track, chunk_steps, place
 from vla_jax.data.sources.lerobot_meta import SPEC_FILE, LeRobotMeta, read_parquet
 from vla_jax.data.sources.recent import RecentlyRead
 from vla_jax.data.sources.video import VideoFrames
-from vla_jax.text.prompts import robot_prompt
+from vla_jax.text.prompts import ROBOT_TEMPLATE, robot_prompts
 from vla_jax.types import Example
 
 _NUMBERS = ("episode_index", "frame_index", "task_index", "timestamp")
@@ -44,6 +44,7 @@ class LeRobotSource:
       frames: images of this many steps, see `EpisodeSource`.
       video_cache: decoders kept open; a few MiB each, for 640 x 480 pixels.
       cache_bytes: memory for row groups of pictures; those read last are kept.
+      templates: of the prompt, with {instruction}; several phrasings of the same.
 
     Raises:
       FileNotFoundError: no such data set, or a file of it is missing.
@@ -66,8 +67,10 @@ class LeRobotSource:
         frames: int = 1,
         video_cache: int = 16,
         cache_bytes: int = 256 * 2**20,
+        templates: tuple[str, ...] = (ROBOT_TEMPLATE,),
     ):
         self.name = name
+        self._templates = templates
         self._meta = LeRobotMeta(name, pathlib.Path(path))
         self._cameras = self._meta.choose_cameras(cameras)
         self._action, self._chunk, self._frames = action, chunk, frames
@@ -161,13 +164,13 @@ class LeRobotSource:
             self._files[row["file"]], camera, int(row["group"]), int(row["row"])
         )
 
-    def _prompt(self, task: int) -> str:
+    def _prompt(self, task: int) -> str | tuple[str, ...]:
         if task not in self._tasks:
             raise ValueError(
                 f"task_index {task} is not in meta/tasks.*; add it or drop the episode"
             )
         try:
-            return robot_prompt(self._tasks[task] or "")
+            return robot_prompts(self._tasks[task] or "", self._templates)
         except ValueError as e:
             raise ValueError(f"task {task}: {e}; correct meta/tasks.* or drop the episode") from e
 

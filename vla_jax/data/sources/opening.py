@@ -17,6 +17,7 @@ from vla_jax.data.sources.jsonl import PREFIX_AND_SUFFIX, JsonlSource
 from vla_jax.data.sources.lerobot import LeRobotSource
 from vla_jax.data.sources.texts import TextLayout
 from vla_jax.data.sources.webdataset import CAPTIONS, WebDatasetSource
+from vla_jax.text.prompts import ROBOT_TEMPLATE
 
 
 def open_source(
@@ -29,10 +30,11 @@ def open_source(
     frames: int = 1,
     max_bad_records: int = 0,
     cache_bytes: int = 256 * 2**20,
+    robot_prompts: tuple[str, ...] = (ROBOT_TEMPLATE,),
 ) -> Source:
     """Opens a data set of the config, on another split if given.
 
-    Arguments as for `EpisodeSource`. Raises as the sources do.
+    Arguments as for `EpisodeSource`; `robot_prompts` are its templates. Raises as the sources do.
     """
     split = split or config.split
     if config.kind == "python":
@@ -50,7 +52,12 @@ def open_source(
             image=config.image or "image",
             texts=_texts(config, PREFIX_AND_SUFFIX),
         )
-    robot = {"expected_spec": expected_spec, "chunk": chunk, "frames": frames}
+    robot = {
+        "expected_spec": expected_spec,
+        "chunk": chunk,
+        "frames": frames,
+        "templates": robot_prompts,
+    }
     if config.kind == "array_record":
         return open_converted(name, config.path, split, cameras=config.cameras, **robot)
     robot["cache_bytes"] = cache_bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,51 +14,66 @@ from vla_jax.text.prompts import fill_template, template_fields
 class TextLayout:
     """How a data set's records are read as texts.
 
-    A field is a path joined by "/", `answers/answer`; on its way lists are gone through. Where a
-    field holds several texts, such as five captions of a picture, one is taken: a hash of the
-    record's number says which, so it is the same in every epoch. Fields of equally many texts get
-    the same number, hence questions stay with their answers.
+    A field is a path joined by "/", `answers/answer`; on its way lists are gone through. Where
+    fields hold several texts, such as five captions of a picture, or there are several templates,
+    the record has as many prompts and answers, of which each sample gets one, see `types.Example`.
+    Of fields of equally many texts the same number is taken, hence questions stay with their
+    answers.
 
     Attributes:
-      prompt: template; names in braces are fields (`Q: {question} A:`, `{prefix}`).
+      prompt: template; names in braces are fields (`Q: {question} A:`, `{prefix}`). Several: other
+        phrasings of the same.
       answer: a field.
       language: what `{language}` stands for. "": it is a field like any other.
     """
 
-    prompt: str
+    prompt: str | tuple[str, ...]
     answer: str
     language: str = ""
 
     def __post_init__(self) -> None:
-        if not self.prompt.strip() or not self.answer:
+        if not self.templates or not all(t.strip() for t in self.templates) or not self.answer:
             raise ValueError(f"a prompt template and an answer field are needed, not {self}")
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @property
     def fields(self) -> tuple[str, ...]:
         """What is asked of a record, each field once."""
         constant = {"language"} if self.language else set()
-        names = (*template_fields(self.prompt), self.answer)
-        return tuple(name for name in dict.fromkeys(names) if name not in constant)
+        names = [name for template in self.templates for name in template_fields(template)]
+        return tuple(name for name in dict.fromkeys([*names, self.answer]) if name not in constant)
 
     def read(
-        self, find: Callable[[str], Sequence[str]], index: int, *, where: str
-    ) -> tuple[str, str]:
-        """Prompt and answer of a record.
+        self, find: Callable[[str], Sequence[str]], *, where: str
+    ) -> tuple[str | tuple[str, ...], str | tuple[str, ...]]:
+        """Prompts and answers of a record, equally many if there are several of both.
 
         Args:
           find: field -> the texts in it.
-          index: number of the record.
           where: the record, for messages.
 
-        Raises ValueError for an empty text, and what `find` raises.
+        Raises ValueError if no choice is free of empty texts, and what `find` raises.
         """
-        values = {"language": self.language}
-        for field in self.fields:
-            texts = find(field)
-            values[field] = texts[_draw(index, len(texts))] if texts else ""
-            if not values[field].strip():
-                raise ValueError(f"{where} has an empty {field}: fill it in or drop the record")
-        return fill_template(self.prompt, values), values[self.answer]
+        texts = {field: find(field) for field in self.fields}
+        empty = [field for field, found in texts.items() if not any(t.strip() for t in found)]
+        choices = [
+            {field: found[n % len(found)] for field, found in texts.items()}
+            for n in range(0 if empty else max(map(len, texts.values())))
+        ]
+        choices = [values for values in choices if all(t.strip() for t in values.values())]
+        if not choices:
+            field = empty[0] if empty else " or ".join(self.fields)
+            raise ValueError(f"{where} has an empty {field}: fill it in or drop the record")
+        pairs = [
+            (fill_template(template, {"language": self.language} | values), values[self.answer])
+            for values in choices
+            for template in self.templates
+        ]
+        prompts, answers = (_one_if_same(texts) for texts in zip(*pairs))
+        return prompts, answers
 
 
 def json_object(data: bytes, *, where: str) -> dict[str, Any]:
@@ -102,6 +116,5 @@ def json_texts(record: dict[str, Any], field: str, *, where: str) -> list[str]:
     return ["" if value is None else str(value) for value in values]
 
 
-def _draw(index: int, count: int) -> int:
-    digest = hashlib.blake2b(str(index).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % count
+def _one_if_same(texts: tuple[str, ...]) -> str | tuple[str, ...]:
+    return texts[0] if len(set(texts)) == 1 else texts
