@@ -304,8 +304,8 @@ def inspect(config: Config, step: int, rows: int, out: Path | None, title: str) 
     patches = batch["images"].shape[1] * config.model.num_patches
     unused = 1 - batch["valid"].mean()
     print(
-        f"{len(batch['tokens'])} rows of {patches} image tokens and {batch['tokens'].shape[1]} text "
-        f"tokens, {unused:.0%} of which are padding"
+        f"{len(batch['tokens'])} rows of {patches} image tokens and {batch['tokens'].shape[1]} "
+        f"text tokens, {unused:.0%} of which are padding"
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
