@@ -303,10 +303,9 @@ def inspect(config: Config, step: int, rows: int, out: Path | None, title: str) 
         parts.append(as_html(batch, row, shown))
     patches = batch["images"].shape[1] * config.model.num_patches
     unused = 1 - batch["valid"].mean()
-    rows, tokens = batch["tokens"].shape
     print(
-        f"{rows} rows of {patches} image tokens and {tokens} text tokens, {unused:.0%} of which "
-        "are padding"
+        f"{len(batch['tokens'])} rows of {patches} image tokens and {batch['tokens'].shape[1]} "
+        f"text tokens, {unused:.0%} of which are padding"
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
