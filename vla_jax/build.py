@@ -25,6 +25,7 @@ from vla_jax.checkpoints.pretrained import (
 from vla_jax.config import Config
 from vla_jax.data.config import DataConfig
 from vla_jax.data.loader import Loader
+from vla_jax.data.loss_tokens import mean_loss_tokens
 from vla_jax.data.mixture import Mixture
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
@@ -37,6 +38,7 @@ from vla_jax.sharding.mesh import MeshConfig, make_mesh, replicated
 from vla_jax.text.least_used import load_ids
 from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.training.groups import freeze
+from vla_jax.training.loop import TrainConfig
 from vla_jax.training.losses import answer_loss
 from vla_jax.training.optimizer import make_optimizer
 from vla_jax.training.step import LossFn, TrainState, make_init, state_shardings
@@ -95,14 +97,14 @@ def make_builder(
 
 
 def open_sources(data: DataConfig, split: str | None = None) -> dict[str, Source]:
-    """Opens every source with weight > 0, by name; `split` replaces the configured one.
+    """Opens every source that ever has a weight, by name; `split` replaces the configured one.
 
     Raises ValueError if two robot data sets have different ActionSpecs.
     """
     sources: dict[str, Source] = {}
     spec: ActionSpec | None = None
     for name, config in data.sources.items():
-        if config.weight == 0:
+        if not data.uses(name):
             continue
         source = open_source(
             name, config, split=split, expected_spec=spec, chunk=data.actions.chunk
@@ -112,11 +114,39 @@ def open_sources(data: DataConfig, split: str | None = None) -> dict[str, Source
     return sources
 
 
-def make_mixture(data: DataConfig, sources: dict[str, Source]) -> Mixture:
-    """The order of samples over the opened sources."""
-    weights = {name: data.sources[name].weight for name in sources}
-    sizes = {name: len(source) for name, source in sources.items()}
-    return Mixture(weights, sizes, data.seed)
+def make_mixture(
+    data: DataConfig,
+    sources: dict[str, Source],
+    builder: SequenceBuilder | None = None,
+    stored: CheckpointMeta | None = None,
+) -> Mixture:
+    """The order of samples over the opened sources.
+
+    Args:
+      builder: measures loss tokens, where weights are in those.
+      stored: of the checkpoint that the run goes on from: its measure is kept.
+    """
+    tokens = None
+    if data.weights_in == "loss_tokens":
+        if stored is not None and stored.loss_tokens.keys() == sources.keys():
+            tokens = stored.loss_tokens
+        elif builder is not None:
+            tokens = mean_loss_tokens(sources, builder)
+        else:
+            raise ValueError(
+                "no SequenceBuilder to count loss tokens with: set data.weights_in to samples"
+            )
+    configs = {name: data.sources[name] for name in sources}
+    return Mixture(
+        {name: config.weight for name, config in configs.items()},
+        {name: len(source) for name, source in sources.items()},
+        data.seed,
+        groups=data.groups,
+        group_of={name: config.group for name, config in configs.items()},
+        changes=data.weight_changes,
+        epochs={name: config.epochs for name, config in configs.items()},
+        loss_tokens=tokens,
+    )
 
 
 def action_spec_of(sources: dict[str, Source]) -> ActionSpec | None:
@@ -179,6 +209,8 @@ class TrainingRun:
             config=schema.to_plain(self.config),
             action_tokenizer=self.builder.action_tokenizer,
             vocabulary=self.builder.vocabulary.digest,
+            records={name: len(source) for name, source in self.sources.items()},
+            loss_tokens=dict(self.mixture.loss_tokens or {}),
         )
 
     def fresh_state(self) -> TrainState:
@@ -209,8 +241,14 @@ class TrainingRun:
         return checkpoints.restore(self.abstract, self.shardings)
 
 
-def build_training(config: Config) -> TrainingRun:
-    """Everything but the state. Raises ValueError or FileNotFoundError for what the config asks."""
+def build_training(config: Config, stored: CheckpointMeta | None = None) -> TrainingRun:
+    """Everything but the state.
+
+    Args:
+      stored: of the checkpoint that the run goes on from.
+
+    Raises ValueError or FileNotFoundError for what the config asks.
+    """
     mesh = make_mesh(config.mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.train.batch_size % rows:
@@ -222,15 +260,18 @@ def build_training(config: Config) -> TrainingRun:
     vocabulary = make_vocabulary(config)
     tokenizer = make_action_tokenizer(config.data, vocabulary, action_spec_of(sources))
     _require_ordered_tokens(config, tokenizer)
+    builder = make_builder(config.data, vocabulary, tokenizer)
+    mixture = make_mixture(config.data, sources, builder, stored)
+    _require_samples(mixture, config.train)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     init = make_init(config.model, optimizer, config.train.seed)
     abstract = jax.eval_shape(init)
     return TrainingRun(
         config=config,
         mesh=mesh,
-        mixture=make_mixture(config.data, sources),
+        mixture=mixture,
         sources=sources,
-        builder=make_builder(config.data, vocabulary, tokenizer),
+        builder=builder,
         optimizer=optimizer,
         abstract=abstract,
         shardings=state_shardings(abstract, mesh),
@@ -286,6 +327,18 @@ def _require_ordered_tokens(config: Config, tokenizer: ActionTokenizer | None) -
         )
 
 
+def _require_samples(mixture: Mixture, train: TrainConfig) -> None:
+    """Raises ValueError if the mixture is used up before the last step."""
+    needed = train.steps * train.batch_size
+    if mixture.length is not None and mixture.length < needed:
+        steps = mixture.length // train.batch_size
+        raise ValueError(
+            f"train.steps {train.steps} x train.batch_size {train.batch_size} need {needed} samples, "
+            f"and the data are used up after {mixture.length}, in step {steps + 1}: set train.steps "
+            f"to {steps}, or give data.sources.*.epochs of one source more, or 0 for no end"
+        )
+
+
 def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, CheckpointMeta, Config]:
     """The policy of a run's newest checkpoint.
 
@@ -319,6 +372,11 @@ def require_same_config(before: CheckpointMeta, now: CheckpointMeta, *, where: s
     ]
     if before.vocabulary != now.vocabulary:
         lines.append(f"vocabulary: {before.vocabulary} against {now.vocabulary}")
+    lines += [
+        f"data.sources.{name}: {count} records when the run began, {now.records.get(name)} now"
+        for name, count in before.records.items()
+        if now.records.get(name) != count
+    ]
     if lines:
         raise ValueError(
             f"{where} holds a run of another config:\n  "

@@ -75,6 +75,7 @@ class Mixture:
       sizes: int64 [sources].
       stages: in order.
       length: samples until all is used up; None: without end.
+      loss_tokens: as given.
 
     Raises:
       ValueError: no source, a negative, non-finite or negligible (< 1/10,000) weight, all weights
@@ -99,7 +100,7 @@ class Mixture:
         self.sizes = np.asarray([sizes[n] for n in self.names], np.int64)
         self.seed = seed
         self._group_of = dict(group_of or {})
-        self._loss_tokens = loss_tokens
+        self.loss_tokens = loss_tokens
         self.members = {
             group: np.flatnonzero([self._group_of[name] == group for name in self.names])
             for group in groups or {}
@@ -182,9 +183,9 @@ class Mixture:
         if out and not any(configured.values()):
             return None
         samples = configured
-        if self._loss_tokens is not None:
+        if self.loss_tokens is not None:
             samples = {
-                name: share / Fraction(str(self._loss_tokens[name]))
+                name: share / Fraction(str(self.loss_tokens[name]))
                 for name, share in configured.items()
             }
         shares = exact_shares(samples, self._group_of)
