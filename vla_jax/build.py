@@ -333,9 +333,10 @@ def _require_samples(mixture: Mixture, train: TrainConfig) -> None:
     if mixture.length is not None and mixture.length < needed:
         steps = mixture.length // train.batch_size
         raise ValueError(
-            f"train.steps {train.steps} x train.batch_size {train.batch_size} need {needed} samples, "
-            f"and the data are used up after {mixture.length}, in step {steps + 1}: set train.steps "
-            f"to {steps}, or give data.sources.*.epochs of one source more, or 0 for no end"
+            f"train.steps {train.steps} x train.batch_size {train.batch_size} need {needed} "
+            f"samples, and the data are used up after {mixture.length}, in step {steps + 1}: set "
+            f"train.steps to {steps}, or data.sources.*.epochs of one source higher, or to 0 for "
+            "no end"
         )
 
 

@@ -155,8 +155,9 @@ class DataConfig:
             unknown = [*change.sources.keys() - self.sources, *change.groups.keys() - self.groups]
             if unknown:
                 raise ValueError(
-                    f"the weight change from sample {change.from_sample} names {unknown[0]!r}; "
-                    f"there are sources {', '.join(self.sources)}, groups {', '.join(self.groups) or '-'}"
+                    f"the weight change from sample {change.from_sample} names {unknown[0]!r}, not "
+                    f"one of the sources {', '.join(self.sources)} or "
+                    f"groups {', '.join(self.groups) or '(none)'}"
                 )
             if change.from_sample < free_from:
                 raise ValueError(

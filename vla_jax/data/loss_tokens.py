@@ -18,8 +18,9 @@ def mean_loss_tokens(
 ) -> dict[str, float]:
     """Source name -> mean tokens in the loss of a record, to 4 decimals.
 
-    Over up to `records` records spread evenly over the source: the same on every process. Where the
-    standard deviation is half of the mean, 1,000 records give the mean to 1.6% (one standard error).
+    Over up to `records` records spread evenly over the source: the same on every process. Images
+    are not decoded, except for those of a video. Where the standard deviation is half of the mean,
+    1,000 records give the mean to 1.6% (one standard error).
 
     Raises ValueError for a source whose records have no token in the loss, and as `read` does.
     """

@@ -189,13 +189,13 @@ class Mixture:
                 for name, share in configured.items()
             }
         shares = exact_shares(samples, self._group_of)
-        order = np.concatenate([*self.members.values()]) if self.members else None
+        order = [k for members in self.members.values() for k in members.tolist()]
         return Stage(
             start,
             np.asarray([float(share) for share in configured.values()]),
             shares,
             before,
-            Schedule(shares, order),
+            Schedule(shares, order or None),
         )
 
 
