@@ -225,11 +225,12 @@ class Texts:
         return Example((b"",), f"Q: number {index}? A:", answer=" ".join(["dog"] * words))
 
 
-def test_loss_tokens_are_counted_on_records_spread_evenly(builder):
+def test_loss_tokens_are_counted_on_records_all_over_the_source(builder):
     source = Texts("web", 5000, 4)
     means = mean_loss_tokens({"web": source}, builder)
-    assert sorted(source.read_records) == list(range(0, 5000, 5))
-    rows = builder.build_rows([source.read(i) for i in range(0, 5000, 5)])
+    chosen = sorted(source.read_records)
+    assert len(set(chosen)) == 1000 and np.diff([0, *chosen, 5000]).max() < 50
+    rows = builder.build_rows([source.read(i) for i in chosen])
     assert means == {"web": round(rows["in_loss"].sum() / 1000, 4)}
     assert mean_loss_tokens({"web": source}, builder) == means
     few = Texts("few", 7, 3)
@@ -241,8 +242,8 @@ def test_loss_tokens_are_counted_on_records_spread_evenly(builder):
 
 @pytest.mark.parametrize("weights", [{"a": 1, "b": 1, "c": 2}, {"a": 0.03, "b": 0.9, "c": 0.07}])
 def test_the_realised_share_of_loss_tokens_is_the_configured_one(builder, weights):
-    """Within 1%: the 1/10,000 that shares of samples are rounded to, and the measured records."""
-    sources = {"a": Texts("a", 2003, 4), "b": Texts("b", 1511, 1), "c": Texts("c", 999, 8)}
+    """Within 3%, two standard errors of the mean over 1,000 records; "c" has no more of them."""
+    sources = {"a": Texts("a", 20_030, 4), "b": Texts("b", 1511, 1), "c": Texts("c", 999, 8)}
     sizes = {name: len(source) for name, source in sources.items()}
     tokens = [
         builder.build_rows([source.read(i) for i in range(len(source))])["in_loss"].sum(1)
@@ -253,7 +254,7 @@ def test_the_realised_share_of_loss_tokens_is_the_configured_one(builder, weight
     np.testing.assert_allclose(mixture.stages[0].configured, wanted)
     source, record = mixture.locate(np.arange(200_000))
     learned = np.asarray([tokens[k][record[source == k]].sum() for k in range(3)])
-    np.testing.assert_allclose(learned / learned.sum(), wanted, rtol=0.01)
+    np.testing.assert_allclose(learned / learned.sum(), wanted, rtol=0.03)
     in_samples = np.bincount(source) / len(source)
     assert np.abs(in_samples / wanted - 1).max() > 0.2  # another ratio than that of samples
 
