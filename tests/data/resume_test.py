@@ -118,5 +118,16 @@ def test_a_killed_run_goes_on_with_exactly_the_samples_that_are_left(tmp_path):
     assert [a + b for a, b in zip(*two)] == left
 
 
+def test_reading_ahead_of_the_end_of_the_data_stops_no_batch_before_it():
+    mixture = Mixture({"red": 1}, {"red": 90}, 0, epochs={"red": 1})
+    red = {"red": SOURCES["red"]}
+    loader = Loader(mixture, red, BUILDER, batch_size=10, image_size=16, prefetch=4)
+    rows = [row.tobytes() for batch in itertools.islice(loader, 9) for row in batch["tokens"]]
+    assert len(set(rows)) == 90
+    with pytest.raises(ValueError, match="sample 99 of a mixture that is used up after 90"):
+        next(loader)
+    loader.close()
+
+
 if __name__ == "__main__":
     run_and_save(Path(sys.argv[1]), 0)
