@@ -24,7 +24,7 @@ from vla_jax.checkpoints.pretrained import (
 )
 from vla_jax.config import Config
 from vla_jax.data.config import DataConfig
-from vla_jax.data.loader import Loader
+from vla_jax.data.loader import Loader, queue_bytes
 from vla_jax.data.loss_tokens import mean_loss_tokens
 from vla_jax.data.mixture import Mixture
 from vla_jax.data.sequence import SequenceBuilder
@@ -58,6 +58,9 @@ _MAY_CHANGE = (
     "mesh",
     "data.threads",
     "data.prefetch",
+    "data.readers",
+    "data.host_memory_gib",
+    "data.max_bad_records",
     "evaluation",
 )
 
@@ -96,18 +99,34 @@ def make_builder(
     )
 
 
-def open_sources(data: DataConfig, split: str | None = None) -> dict[str, Source]:
-    """Opens every source that ever has a weight, by name; `split` replaces the configured one.
+def open_sources(data: DataConfig, queue_bytes: int = 0) -> dict[str, Source]:
+    """Opens every source that ever has a weight, by name.
 
-    Raises ValueError if two robot data sets have different ActionSpecs.
+    Args:
+      queue_bytes: of `data.host_memory_gib`, what the loader needs. The sources share half of the
+        rest; reading and an allocator's gaps take the other half.
+
+    Raises ValueError if two robot data sets have different ActionSpecs, or memory is too short.
     """
     sources: dict[str, Source] = {}
     spec: ActionSpec | None = None
-    for name, config in data.sources.items():
-        if not data.uses(name):
-            continue
+    wanted = {name: config for name, config in data.sources.items() if data.uses(name)}
+    cache_bytes = int(data.host_memory_gib * 2**30) - queue_bytes
+    if cache_bytes < 0:
+        raise ValueError(
+            f"data.host_memory_gib {data.host_memory_gib:g} is less than the batches of a process "
+            f"need, {queue_bytes / 2**30:.2f} GiB: raise it, or lower data.prefetch, data.threads "
+            "or train.batch_size"
+        )
+    for name, config in wanted.items():
         source = open_source(
-            name, config, split=split, expected_spec=spec, chunk=data.actions.chunk
+            name,
+            config,
+            expected_spec=spec,
+            chunk=data.actions.chunk,
+            frames=data.frames,
+            max_bad_records=data.max_bad_records,
+            cache_bytes=cache_bytes // 2 // len(wanted),
         )
         sources[name] = source
         spec = spec or source.action_spec
@@ -131,7 +150,7 @@ def make_mixture(
         if stored is not None and stored.loss_tokens.keys() == sources.keys():
             tokens = stored.loss_tokens
         elif builder is not None:
-            tokens = mean_loss_tokens(sources, builder)
+            tokens = mean_loss_tokens(sources, builder, max_bad_records=data.max_bad_records)
         else:
             raise ValueError(
                 "no SequenceBuilder to count loss tokens with: set data.weights_in to samples"
@@ -179,6 +198,8 @@ class TrainingRun:
             process_count=jax.process_count(),
             threads=config.data.threads,
             prefetch=config.data.prefetch,
+            readers=config.data.readers,
+            max_bad_records=config.data.max_bad_records,
         )
 
     @property
@@ -256,7 +277,14 @@ def build_training(config: Config, stored: CheckpointMeta | None = None) -> Trai
             f"train.batch_size {config.train.batch_size} does not divide over {rows} devices "
             "(mesh data x fsdp)"
         )
-    sources = open_sources(config.data)
+    queue = queue_bytes(
+        config.train.batch_size // jax.process_count(),
+        config.model.num_views,
+        config.model.image_size,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
+    sources = open_sources(config.data, queue)
     vocabulary = make_vocabulary(config)
     tokenizer = make_action_tokenizer(config.data, vocabulary, action_spec_of(sources))
     _require_ordered_tokens(config, tokenizer)
@@ -404,7 +432,7 @@ def _require_same_tokens(old: ActionTokenizer | None, new: ActionTokenizer | Non
 def _differences(old: dict, new: dict, prefix: str = ""):
     for key in sorted({*old, *new}):
         name = prefix + key
-        if name in _MAY_CHANGE or name.endswith(".cache_mib"):
+        if name in _MAY_CHANGE:
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):

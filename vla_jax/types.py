@@ -61,3 +61,4 @@ class Batch(TypedDict):
     in_loss: np.ndarray  # bool [B, T]: this token is predicted (from the position before it)
     valid: np.ndarray  # bool [B, T]: not padding
     source: np.ndarray  # int32 [B]: index into the mixture's source names
+    sample: np.ndarray  # uint32 [B]: number of the sample in the run, modulo 2**32

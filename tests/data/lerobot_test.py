@@ -62,6 +62,10 @@ def _actions(episode: int) -> np.ndarray:
     return numbers.astype(np.float32)
 
 
+def _state(episode: int, step: int) -> list[float]:
+    return [episode, step, 0.5]
+
+
 def _tasks(episode: int) -> np.ndarray:
     """Episode 1 changes its task in the middle."""
     halves = np.arange(LENGTHS[episode]) >= LENGTHS[episode] // 2
@@ -112,6 +116,7 @@ def _table(episodes: tuple[int, ...], pictures: bool) -> pa.Table:
         "action": pa.array(
             [a.tolist() for e in episodes for a in _actions(e)], pa.list_(pa.float32())
         ),
+        "observation.state": pa.array([_state(*s) for s in steps], pa.list_(pa.float32())),
         "timestamp": pa.array([t / FPS for _, t in steps], pa.float32()),
         "frame_index": pa.array([t for _, t in steps], pa.int64()),
         "episode_index": pa.array([e for e, _ in steps], pa.int64()),
@@ -161,6 +166,7 @@ def _write_info(path: Path, version: str, kind: str, templates: dict[str, str], 
                 "shape": [8],
                 "names": {"motors": ["stop", *"xyz", "roll", "pitch", "yaw", "gripper"]},
             },
+            "observation.state": {"dtype": "float32", "shape": [3], "names": None},
             **{
                 key: {"dtype": "int64", "shape": [1], "names": None}
                 for key in ("frame_index", "episode_index", "index", "task_index")
@@ -357,6 +363,22 @@ def test_chunks_end_with_the_episode(data):
             np.testing.assert_array_equal(
                 example.action_valid, np.repeat((np.arange(4) < left)[:, None], 8, axis=1)
             )
+
+
+def test_frames_before_a_step_and_what_the_robot_measures(data):
+    state = ("observation.state", "timestamp")
+    source = LeRobotSource("arm", data, "all", cameras=CAMERAS, frames=3, state=state)
+    for index, (episode, step) in enumerate(STEPS):
+        example = source.read(index)
+        rows = [max(step - back, 0) for back in (2, 1, 0)]
+        expected = [_number(camera, episode, row) for row in rows for camera in CAMERAS]
+        assert [_read_number(image) for image in example.images] == expected
+        parts = {"observation.state": _state(episode, step), "timestamp": [step / FPS]}
+        np.testing.assert_allclose(example.state, [x for key in state for x in parts[key]])
+    track = source.track(1)
+    assert track.state.shape == (LENGTHS[1], 4) and track.first == LENGTHS[0]
+    np.testing.assert_array_equal(track.actions, _actions(1))
+    assert list(track.instructions) == [TASKS[task] for task in _tasks(1)]
 
 
 def test_splits_are_ranges_of_episodes(data):

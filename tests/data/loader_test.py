@@ -81,6 +81,7 @@ def test_batches_are_the_samples_of_the_mixture(load, mixture, sources, builder)
         expected = {
             "images": np.stack([pixels(e.images[0])[None] for e in examples]),
             "source": source,
+            "sample": np.arange(8 * step, 8 * step + 8, dtype=np.uint32),
             **builder.build_rows(examples),
         }
         assert batch["images"].dtype == np.uint8 and batch["images"].shape == (8, 1, SIZE, SIZE, 3)

@@ -236,8 +236,25 @@ def test_loss_tokens_are_counted_on_records_all_over_the_source(builder):
     few = Texts("few", 7, 3)
     exact = builder.build_rows([few.read(i) for i in range(7)])["in_loss"].sum() / 7
     assert mean_loss_tokens({"few": few}, builder) == {"few": round(exact, 4)}
+    few.most = 99  # answers up to 99 words are cut, as in training
+    assert mean_loss_tokens({"few": few}, builder)["few"] <= builder.max_answer_tokens
     with pytest.raises(ValueError, match="'none': 0 records have no token"):
         mean_loss_tokens({"none": Texts("none", 0, 1)}, builder)
+
+
+def test_bad_records_do_not_count_if_they_are_allowed(builder):
+    class Damaged(Texts):
+        def read(self, index):
+            if index == 3:
+                raise ValueError("record 3 is damaged")
+            return super().read(index)
+
+    source = Damaged("web", 9, 4)
+    good = builder.build_rows([source.read(i) for i in range(9) if i != 3])["in_loss"].sum()
+    found = mean_loss_tokens({"web": source}, builder, max_bad_records=1)
+    assert found == {"web": round(good / 8, 4)}
+    with pytest.raises(ValueError, match="record 3 is damaged"):
+        mean_loss_tokens({"web": source}, builder)
 
 
 @pytest.mark.parametrize("weights", [{"a": 1, "b": 1, "c": 2}, {"a": 0.03, "b": 0.9, "c": 0.07}])

@@ -12,8 +12,8 @@ SourceKind = Literal["episodes", "lerobot", "image_text", "webdataset", "jsonl"]
 _TEXTS = {"prompt", "answer", "language"}
 # The options of a source that each kind has a use for.
 _OPTIONS: dict[SourceKind, set[str]] = {
-    "episodes": {"record", "cameras"},
-    "lerobot": {"cameras"},
+    "episodes": {"record", "cameras", "state", "plan"},
+    "lerobot": {"cameras", "state"},
     "image_text": {"image", *_TEXTS},
     "webdataset": _TEXTS,
     "jsonl": {"image", "image_root", *_TEXTS},
@@ -34,9 +34,10 @@ class SourceConfig:
       group: one of `DataConfig.groups`.
       epochs: how often each record comes; the source is then used up and leaves its share to the
         others of its group, or to the other groups. 0: without end.
-      cache_mib: memory for recently read episodes.
       record: name of an Open X-Embodiment data set, which says what its numbers mean.
       cameras: image features of a robot, one per view, in the model's order.
+      state: features of what a robot measures of itself, joined.
+      plan: text feature of what a robot says before it acts.
       prompt: template; names in braces are fields of the record.
       answer: field of the answer. Of several answers one is taken.
       language: what `{language}` stands for in the template.
@@ -53,9 +54,10 @@ class SourceConfig:
     weight: float = 1.0
     group: str = ""
     epochs: int = 0
-    cache_mib: int = 256
     record: str = ""
     cameras: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
+    plan: str = ""
     prompt: str = ""
     answer: str = ""
     language: str = ""
@@ -117,13 +119,18 @@ class DataConfig:
       max_tokens: T, tokens in a row: BOS, prompt, answer, EOS.
       max_answer_tokens: most answer tokens in a row, EOS included.
       actions: how robot actions become tokens.
+      frames: steps whose images a robot sample has: its own and those before it, oldest first.
       vocabulary: a SentencePiece model file; "": the one that ships with the code.
       threads: threads of the loader; small where they share cores with the training step.
       prefetch: batches ready ahead of the training step.
+      readers: records read at a time; many where data are in a store, 1 for a local disk.
+      host_memory_gib: for batches and for what the sources keep, beside the program itself.
+      max_bad_records: damaged records that are named and replaced before the run ends with an
+        error; of each process.
 
     Raises:
-      ValueError: groups that sources do not name, and the other way round; weight changes that are
-        out of order or name something else.
+      ValueError: a number below 1; groups that sources do not name, and the other way round; weight
+        changes that are out of order or name something else.
     """
 
     sources: dict[str, SourceConfig]
@@ -134,11 +141,18 @@ class DataConfig:
     max_tokens: int = 64
     max_answer_tokens: int = 16
     actions: ActionConfig = dataclasses.field(default_factory=ActionConfig)
+    frames: int = 1
     vocabulary: str = ""
     threads: int = 2
     prefetch: int = 2
+    readers: int = 1
+    host_memory_gib: float = 2.0
+    max_bad_records: int = 0
 
     def __post_init__(self):
+        for name in ("frames", "threads", "prefetch", "readers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
         for name, source in self.sources.items():
             if source.group not in (self.groups or {""}):
                 known = ", ".join(self.groups) or "none"

@@ -7,22 +7,24 @@ loader can start at any step at once, on any number of processes.
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
 
 from vla_jax.data import images
+from vla_jax.data.fetch import Fetch
 from vla_jax.data.mixture import Mixture
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
-from vla_jax.types import Batch, Example
+from vla_jax.types import Batch
 
-_FOREVER = 2**62
-_Sample = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> source [B], record [B]
+_FOREVER = 2**40
+# Groups of rows read while others are decoded. Python runs one at a time, so more only get in each
+# other's way; `readers` is for waiting.
+_READ_AHEAD = 1
 
 
 class EvaluationBatch(Batch):
@@ -45,6 +47,7 @@ class Loader:
       process_index, process_count: which slice of each batch is ours.
       threads: of tf.data's own pool.
       prefetch: batches made ahead.
+      readers, max_bad_records: see `Fetch`.
 
     Raises:
       ValueError: names that do not match, a batch that cannot be divided among the processes, a
@@ -64,6 +67,8 @@ class Loader:
         process_count: int = 1,
         threads: int = 2,
         prefetch: int = 2,
+        readers: int = 1,
+        max_bad_records: int = 0,
     ):
         if tuple(sources) != mixture.names:
             raise ValueError(f"the mixture has {mixture.names}, the sources are {tuple(sources)}")
@@ -71,17 +76,33 @@ class Loader:
             require_spec(source, builder)
         rows = _local_rows(batch_size, process_index, process_count)
 
-        def sample(step: int) -> tuple[np.ndarray, np.ndarray]:
-            return mixture.locate(step * batch_size + rows)
+        def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            sample = step * batch_size + rows
+            return sample, *mixture.locate(sample)
 
-        fetch = _Fetch(list(sources.values()), builder, sample)
-        dataset = _pipeline(fetch, start_step, _FOREVER, image_size, len(rows), threads)
-        self._stream = _Stream(dataset.prefetch(prefetch), fetch, start_step)
+        fetch = Fetch(
+            list(sources.values()),
+            builder,
+            locate,
+            max_bad_records=max_bad_records,
+            readers=readers,
+        )
+
+        def make(start: int) -> tf.data.Dataset:
+            batches = _pipeline(fetch, start, _FOREVER, image_size, len(rows), threads)
+            return batches.prefetch(prefetch)
+
+        self._fetch, self._stream = fetch, _Stream(make, fetch, start_step)
 
     @property
     def step(self) -> int:
         """The next step to come out. All there is to save."""
         return self._stream.step
+
+    @property
+    def bad_records(self) -> int:
+        """Records of this process that could not be used and were replaced."""
+        return self._fetch.bad_records
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -117,18 +138,21 @@ def evaluation_batches(
     records = np.arange(count, dtype=np.int64) * len(source) // count
     steps = -(-count // batch_size)
 
-    def sample(step: int) -> tuple[np.ndarray, np.ndarray]:
+    def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         index = np.minimum(step * batch_size + rows, count - 1)
-        return np.zeros(len(rows), np.int32), records[index]
+        return index, np.zeros(len(rows), np.int32), records[index]
 
-    fetch = _Fetch([source], builder, sample)
-    dataset = _pipeline(fetch, 0, steps, image_size, len(rows), threads)
-    stream = _Stream(dataset.prefetch(1), fetch, 0)
+    fetch = Fetch([source], builder, locate)
+
+    def make(start: int) -> tf.data.Dataset:
+        return _pipeline(fetch, start, steps, image_size, len(rows), threads).prefetch(1)
+
+    stream = _Stream(make, fetch, 0)
     try:
         for step in range(steps):
             batch = next(stream)
             batch["row_valid"] = step * batch_size + rows < count
-            batch["record"] = sample(step)[1]
+            batch["record"] = locate(step)[2]
             yield cast(EvaluationBatch, batch)
     finally:
         stream.close()
@@ -145,95 +169,60 @@ def require_spec(source: Source, builder: SequenceBuilder) -> None:
     )
 
 
-class _Fetch:
-    """Reads and tokenizes a step's rows; keeps the exception that tf.data would turn into text."""
+def queue_bytes(rows: int, views: int, image_size: int, *, threads: int, prefetch: int) -> int:
+    """Most bytes of pixels that a loader holds: batches ready and in the making.
 
-    def __init__(self, sources: Sequence[Source], builder: SequenceBuilder, sample: _Sample):
-        self._sources, self._builder, self._sample = sources, builder, sample
-        views = {source.name: len(source.read(0).images) for source in sources}
-        if len(set(views.values())) != 1:
-            raise ValueError(f"every source of a mixture gives the same number of images: {views}")
-        self.views = next(iter(views.values()))
-        self.max_tokens = builder.max_tokens
-        self.error: Exception | None = None
-        self._running, self._stopped = 0, False
-        self._changed = threading.Condition()
+    Args: as for `Loader`; `rows` are those of one process.
+    """
+    image = 3 * image_size**2 * views
+    # One more batch is being put together, and one is the user's.
+    return image * (rows * (prefetch + 2) + _group_size(rows) * (threads + _READ_AHEAD))
 
-    def __call__(self, step: np.ndarray) -> tuple[np.ndarray, ...]:
-        """-> encoded images object [B, views], token arrays [B, T], source int32 [B]."""
-        with self._changed:
-            if self._stopped:
-                raise RuntimeError("the loader is closed")
-            self._running += 1
-        try:
-            return self._rows(int(step))
-        except Exception as e:
-            self.error = self.error or e
-            raise
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
 
-    def stop(self) -> None:
-        """Waits for running calls; later ones fail at once."""
-        with self._changed:
-            self._stopped = True
-            self._changed.wait_for(lambda: not self._running)
-
-    def read(self, step: int) -> tuple[np.ndarray, list[tuple[str, Example]]]:
-        """-> source int32 [B], and for every row what to call it in a message, and the example."""
-        source, record = self._sample(step)
-        return source, [
-            (f"source {self._sources[k].name!r} record {i}", self._sources[k].read(i))
-            for k, i in zip(source.tolist(), record.tolist())
-        ]
-
-    def _rows(self, step: int) -> tuple[np.ndarray, ...]:
-        source, named = self.read(step)
-        rows = self._builder.build_rows([example for _, example in named])
-        encoded = []
-        for where, example in named:
-            if len(example.images) != self.views:
-                raise ValueError(f"{where} has {len(example.images)} images, not {self.views}")
-            encoded.append([images.to_bytes(view, where=where) for view in example.images])
-        return (
-            np.asarray(encoded, object),
-            rows["tokens"],
-            rows["attend_causal"],
-            rows["in_loss"],
-            rows["valid"],
-            source,
-        )
+def _group_size(rows: int) -> int:
+    """Rows that are read and decoded together: the largest divisor up to 32."""
+    return max(n for n in range(1, min(rows, 32) + 1) if rows % n == 0)
 
 
 def _pipeline(
-    fetch: _Fetch, start: int, stop: int, image_size: int, rows: int, threads: int
+    fetch: Fetch, start: int, stop: int, image_size: int, rows: int, threads: int
 ) -> tf.data.Dataset:
     """Steps start .. stop - 1 as batches of `rows` rows, in order."""
     if threads < 1:
         raise ValueError(f"the loader needs at least one thread, not {threads}")
     images.hide_accelerators()
+    group = _group_size(rows)
+    groups, signature = rows // group, fetch.columns()
+    types = [tf.string, *(tf.as_dtype(column.dtype) for column in signature.values())]
 
-    types = (tf.string, tf.int32, tf.bool, tf.bool, tf.bool, tf.int32)
-    names = ("images", "tokens", "attend_causal", "in_loss", "valid", "source")
-    widths = ((fetch.views,), *[(fetch.max_tokens,)] * 4, ())
+    def fetch_group(number: np.ndarray) -> list[np.ndarray]:
+        step, part = divmod(int(number), groups)
+        encoded, columns = fetch(step, slice(part * group, (part + 1) * group))
+        return [encoded, *columns.values()]
 
-    def read_step(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        columns: dict[str, tf.Tensor] = dict(zip(names, tf.numpy_function(fetch, [step], types)))
-        for name, width in zip(names, widths):
-            columns[name].set_shape((rows, *width))
-        return columns
+    def read(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        encoded, *columns = tf.numpy_function(fetch_group, [number], types)
+        for column, like in zip(columns, signature.values()):
+            column.set_shape((group, *like.shape[1:]))
+        encoded.set_shape((group, fetch.views))
+        return {"images": encoded, **dict(zip(signature, columns))}
 
-    def decode(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        views = [images.decode(view, image_size) for view in tf.unstack(row["images"])]
-        return {**row, "images": tf.stack(views)}
+    def decode(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        pixels = images.decode_all(tf.reshape(columns["images"], [-1]), image_size)
+        shape = (group, fetch.views, image_size, image_size, 3)
+        return {**columns, "images": tf.reshape(pixels, shape)}
 
-    dataset = tf.data.Dataset.range(start, stop)
-    # Two, so that the next batch is read while one is decoded. Order is kept.
-    dataset = dataset.map(read_step, num_parallel_calls=2, deterministic=True)
-    dataset = dataset.unbatch().map(decode, num_parallel_calls=threads, deterministic=True)
-    dataset = dataset.batch(rows, drop_remainder=True)
+    def join(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {
+            name: tf.reshape(column, (rows, *column.shape[2:])) for name, column in columns.items()
+        }
+
+    dataset = tf.data.Dataset.range(start * groups, stop * groups)
+    # Order is kept.
+    dataset = dataset.map(read, num_parallel_calls=_READ_AHEAD, deterministic=True)
+    dataset = dataset.map(decode, num_parallel_calls=threads, deterministic=True)
+    if groups > 1:
+        dataset = dataset.batch(groups, drop_remainder=True).map(join)
     options = tf.data.Options()
     options.autotune.enabled = False
     options.threading.private_threadpool_size = threads
@@ -244,43 +233,41 @@ def _pipeline(
 class _Stream:
     """The batches of a pipeline one by one, with errors a person can read.
 
+    A batch with an image that cannot be decoded is made again, if that many bad records are
+    allowed: pipelines start anywhere at once.
+
     tf.data's threads call Python. They must be gone before the interpreter is, or it aborts: hence
     the finalizer, which also runs at exit.
+
+    Args:
+      make: first step -> the pipeline from there on.
     """
 
-    def __init__(self, dataset: tf.data.Dataset, fetch: _Fetch, step: int):
+    def __init__(self, make: Callable[[int], tf.data.Dataset], fetch: Fetch, step: int):
         self.step = step
-        self._fetch = fetch
-        self._iterators: list[Any] = [dataset.as_numpy_iterator()]
+        self._make, self._fetch = make, fetch
+        self._iterators: list[Any] = [make(step).as_numpy_iterator()]
         self.close = weakref.finalize(self, _stop, fetch, self._iterators)
 
     def __next__(self) -> dict[str, Any]:
-        if not self._iterators:
-            raise ValueError("the loader is closed")
-        try:
-            batch = next(self._iterators[0])
-        except tf.errors.OpError as e:
-            raise self._explained(e) from None
-        self.step += 1
-        return batch
-
-    def _explained(self, error: tf.errors.OpError) -> Exception:
-        """What the source raised, or which record of this step has a bad image."""
-        if self._fetch.error is not None:
-            return self._fetch.error
-        for where, example in self._fetch.read(self.step)[1]:
-            for view in example.images:
-                try:
-                    tf.io.decode_image(images.to_bytes(view, where=where), channels=3)
-                except tf.errors.OpError:
-                    return ValueError(
-                        f"{where}: its image is damaged or not PNG, JPEG, GIF or BMP: repair or "
-                        "drop the record"
-                    )
-        return error
+        while True:
+            if not self._iterators:
+                raise ValueError("the loader is closed")
+            try:
+                batch = next(self._iterators[0])
+            except tf.errors.OpError as e:
+                if self._fetch.error is not None:
+                    raise self._fetch.error from None
+                if not self._fetch.find_bad_images(self.step):
+                    raise
+                del e  # it holds the old pipeline
+                self._iterators[0] = self._make(self.step).as_numpy_iterator()
+                continue
+            self.step += 1
+            return cast(dict[str, Any], batch)
 
 
-def _stop(fetch: _Fetch, iterators: list[Any]) -> None:
+def _stop(fetch: Fetch, iterators: list[Any]) -> None:
     fetch.stop()
     iterators.clear()
 

@@ -37,9 +37,11 @@ class LeRobotSource:
       split: one of `splits` in its `meta/info.json`.
       cameras: image or video features, one per view, in the model's order. Empty: the only one.
       action: the feature that holds the actions.
+      state: features of what the robot measures, joined; (): not read.
       spec: what the actions mean. None: as the data set's own `meta/action_spec.json` says.
       expected_spec: of the checkpoint or config; another one in the data set is refused.
       chunk: C, actions of a record: that of its step and those that follow.
+      frames: images of this many steps, see `EpisodeSource`.
       video_cache: decoders kept open; a few MiB each, for 640 x 480 pixels.
       cache_bytes: memory for row groups of pictures; those read last are kept.
 
@@ -57,16 +59,19 @@ class LeRobotSource:
         *,
         cameras: tuple[str, ...] = (),
         action: str = "action",
+        state: tuple[str, ...] = (),
         spec: ActionSpec | None = None,
         expected_spec: ActionSpec | None = None,
         chunk: int = 1,
+        frames: int = 1,
         video_cache: int = 16,
         cache_bytes: int = 256 * 2**20,
     ):
         self.name = name
         self._meta = LeRobotMeta(name, pathlib.Path(path))
         self._cameras = self._meta.choose_cameras(cameras)
-        self._action, self._chunk = action, chunk
+        self._action, self._chunk, self._frames = action, chunk, frames
+        self._state = {feature: self._meta.size(feature) for feature in state}
         self.action_spec = self._find_spec(spec)
         if expected_spec is not None:
             expected_spec.require_same(self.action_spec, here="this run", there=self._meta.where)
@@ -101,6 +106,7 @@ class LeRobotSource:
             first=first,
             actions=np.array(steps["action"]),
             instructions=tuple(self._tasks.get(task) or "" for task in tasks),
+            state=np.array(steps["state"]) if self._state else None,
         )
 
     def read(self, index: int) -> Example:
@@ -115,7 +121,8 @@ class LeRobotSource:
         episode = self._episodes[position]
         try:
             images = tuple(
-                self._image(camera, episode.videos[view], index)
+                self._image(camera, episode.videos[view], index - min(back, step))
+                for back in reversed(range(self._frames))
                 for view, camera in enumerate(self._cameras)
             )
             prompt = self._prompt(int(self._steps["task_index"][index]))
@@ -128,7 +135,15 @@ class LeRobotSource:
         if len(bad):
             at = f"{self._meta.where} episode {episode.index} step {steps[bad[0]]}"
             self.action_spec.validate(actions[bad[0]], where=f"{at} (repair or drop the episode)")
-        return Example(images=images, prompt=prompt, action=actions, action_valid=valid)
+        state = np.array(self._steps["state"][index]) if self._state else None
+        if state is not None and not np.isfinite(state).all():
+            raise ValueError(
+                f"{self._meta.where} episode {episode.index} step {step}: {', '.join(self._state)} "
+                "is NaN or infinite: repair or drop the episode"
+            )
+        return Example(
+            images=images, prompt=prompt, action=actions, action_valid=valid, state=state
+        )
 
     def _image(
         self, camera: str, video: tuple[str, float] | None, index: int
@@ -152,7 +167,7 @@ class LeRobotSource:
             raise ValueError(f"task {task}: {e}; correct meta/tasks.* or drop the episode") from e
 
     def _find_spec(self, given: ActionSpec | None) -> ActionSpec:
-        where, size = self._meta.where, self._meta.action_size(self._action)
+        where, size = self._meta.where, self._meta.size(self._action)
         text = self._meta.stored_spec()
         if text is None and given is None:
             raise ValueError(
@@ -205,7 +220,8 @@ class LeRobotSource:
                     )
             return self._arrange(np.concatenate(parts))
 
-        wanted = f"{self._action} {split} {self._episodes[0].index} {self._episodes[-1].index}"
+        ends = self._episodes[0].index, self._episodes[-1].index
+        wanted = f"{self._action} {self._state} {split} {ends}"
         files = storage.file_facts(
             [*self._files, *self._meta.episode_files()], where=self._meta.where
         )
@@ -213,12 +229,14 @@ class LeRobotSource:
 
     def _read_steps(self, number: int, file: pathlib.Path) -> np.ndarray:
         """The steps in one Parquet file, in its order."""
-        table = read_parquet(file, [self._action, *_NUMBERS], where=self._meta.where)
-        size = len(self.action_spec.dimensions)
+        columns = [self._action, *self._state, *_NUMBERS]
+        table = read_parquet(file, columns, where=self._meta.where)
+        size, state_size = len(self.action_spec.dimensions), sum(self._state.values())
         fields = [(name, np.float32 if name == "timestamp" else np.int32) for name in _NUMBERS]
         # Where the pictures are, if they are in this file.
         fields += [("file", np.int32), ("group", np.int32), ("row", np.int32)]
-        steps = np.zeros(len(table), np.dtype([*fields, ("action", np.float32, (size,))]))
+        vectors = [("action", np.float32, (size,)), ("state", np.float32, (state_size,))]
+        steps = np.zeros(len(table), np.dtype([*fields, *vectors]))
         for name in _NUMBERS:
             steps[name] = table.column(name).to_numpy()
         if not np.isfinite(steps["timestamp"]).all():
@@ -228,17 +246,23 @@ class LeRobotSource:
         lengths = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         steps["group"] = np.repeat(np.arange(len(lengths)), lengths)
         steps["row"] = np.concatenate([np.arange(n) for n in [0, *lengths]])
-        column = table.column(self._action).combine_chunks()
+        steps["action"] = self._vectors(table, self._action, size, file)
+        states = [self._vectors(table, name, n, file) for name, n in self._state.items()]
+        steps["state"] = np.concatenate([np.zeros((len(table), 0)), *states], axis=1)
+        return steps
+
+    def _vectors(self, table: pa.Table, name: str, size: int, file: pathlib.Path) -> np.ndarray:
+        """A column of lists of numbers as [rows, size]."""
+        column = table.column(name).combine_chunks()
         values = column
         if not pa.types.is_primitive(column.type):
             values = column.flatten()
         if len(values) != len(table) * size or values.null_count:
             raise ValueError(
                 f"{self._meta.where}, {file}: {len(values) - values.null_count} numbers of "
-                f"{self._action!r} in {len(table)} steps, not {size} a step: write the file again"
+                f"{name!r} in {len(table)} steps, not {size} a step: write the file again"
             )
-        steps["action"] = values.to_numpy(zero_copy_only=False).reshape(len(table), size)
-        return steps
+        return values.to_numpy(zero_copy_only=False).reshape(len(table), size)
 
     def _arrange(self, steps: np.ndarray) -> np.ndarray:
         """Those of the split's episodes, in order. Raises ValueError unless all are there."""

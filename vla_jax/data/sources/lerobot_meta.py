@@ -96,17 +96,18 @@ class LeRobotMeta:
     def is_video(self, camera: str) -> bool:
         return self.features[camera]["dtype"] == "video"
 
-    def action_size(self, feature: str) -> int:
-        """A. Raises ValueError if there is no such feature or it is no list of numbers."""
+    def size(self, feature: str) -> int:
+        """Of a list of numbers. Raises ValueError if there is no such feature or it is no list."""
         if feature not in self.features:
             raise ValueError(
                 f"{self.where} has no feature {feature!r}; it has {sorted(self.features)}: name "
-                "the one that holds the actions"
+                "those that hold actions and state"
             )
         shape = self.features[feature].get("shape")
         if not isinstance(shape, list) or len(shape) != 1:
             raise ValueError(
-                f"{self.where}: feature {feature!r} has shape {shape}; actions are numbers [A]"
+                f"{self.where}: feature {feature!r} has shape {shape}; actions and states are "
+                "lists of numbers"
             )
         return int(shape[0])
 
@@ -149,7 +150,7 @@ class LeRobotMeta:
 
     def draft_spec(self, feature: str) -> str:
         """An ActionSpec as JSON, guessed, for a person to correct."""
-        size = self.action_size(feature)
+        size = self.size(feature)
         names = _flat_names(self.features[feature].get("names"))
         if len(names) != size:
             names = [f"{feature}_{i}" for i in range(size)]

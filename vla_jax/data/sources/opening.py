@@ -24,8 +24,14 @@ def open_source(
     split: str | None = None,
     expected_spec: ActionSpec | None = None,
     chunk: int = 1,
+    frames: int = 1,
+    max_bad_records: int = 0,
+    cache_bytes: int = 256 * 2**20,
 ) -> Source:
-    """Opens a data set of the config, on another split if given. Raises as the sources do."""
+    """Opens a data set of the config, on another split if given.
+
+    Arguments as for `EpisodeSource`. Raises as the sources do.
+    """
     split = split or config.split
     if config.kind == "image_text":
         texts = _texts(config, PROMPT_AND_ANSWER)
@@ -43,11 +49,17 @@ def open_source(
     robot = {
         "expected_spec": expected_spec,
         "chunk": chunk,
-        "cache_bytes": config.cache_mib * 2**20,
+        "frames": frames,
+        "cache_bytes": cache_bytes,
     }
     if config.kind == "lerobot":
-        return LeRobotSource(name, config.path, split, cameras=config.cameras, **robot)
-    return EpisodeSource(name, config.path, split, layout=_layout(config), **robot)
+        return LeRobotSource(
+            name, config.path, split, cameras=config.cameras, state=config.state, **robot
+        )
+    layout = _layout(config)
+    return EpisodeSource(
+        name, config.path, split, layout=layout, max_bad_records=max_bad_records, **robot
+    )
 
 
 def _texts(config: SourceConfig, usual: TextLayout) -> TextLayout:
@@ -65,4 +77,6 @@ def _layout(config: SourceConfig) -> EpisodeLayout:
         # Bounds come from the training split, also for the held-out one.
         quantiles = measure(record, config.path) if record.needs_quantiles else None
         layout = record.layout(quantiles)
-    return dataclasses.replace(layout, images=config.cameras) if config.cameras else layout
+    return dataclasses.replace(
+        layout, images=config.cameras or layout.images, state=config.state, plan=config.plan
+    )
