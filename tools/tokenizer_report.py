@@ -32,22 +32,13 @@ _COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
 
 def read_actions(source: EpisodeSource, most: int) -> list[np.ndarray]:
     """Actions [steps, A] of up to `most` episodes, with progress."""
-    episodes: list[list[np.ndarray]] = []
-    begun, shown = time.monotonic(), 0.0
-    for index in range(len(source)):
-        number, step = source.locate(index)
-        if number >= most:
-            break
-        if step == 0:
-            episodes.append([])
-        action = source.read(index).action
-        assert action is not None
-        episodes[-1].append(action[0])
+    episodes, shown = [], time.monotonic()
+    for number in range(min(most, source.num_episodes)):
+        episodes.append(source.track(number).actions)
         if time.monotonic() - shown > 2:
             shown = time.monotonic()
-            rate = (index + 1) / (shown - begun)
-            print(f"{len(episodes)} episodes, {index + 1} steps, {rate:.0f} steps/s", flush=True)
-    return [np.stack(steps) for steps in episodes]
+            print(f"{len(episodes)} episodes, {sum(map(len, episodes))} steps", flush=True)
+    return episodes
 
 
 def plot(results: dict[str, dict], path: Path) -> None:

@@ -6,8 +6,10 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -37,6 +39,7 @@ from vla_jax.models.vla import Vla, init_params
 from vla_jax.sharding.mesh import MeshConfig, make_mesh, replicated
 from vla_jax.text.least_used import load_ids
 from vla_jax.text.vocabulary import Vocabulary
+from vla_jax.training.augment import apply_changes, draw_changes
 from vla_jax.training.groups import freeze
 from vla_jax.training.loop import TrainConfig
 from vla_jax.training.losses import answer_loss
@@ -192,7 +195,7 @@ class TrainingRun:
             self.sources,
             self.builder,
             batch_size=config.train.batch_size,
-            image_size=config.model.image_size,
+            image_size=_image_size(config),
             start_step=start_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -213,7 +216,20 @@ class TrainingRun:
             exact_integers=self._levels,
         )
         groups = self.config.optimizer.groups
-        return lambda params, batch, **more: loss(freeze(params, groups), batch, **more)
+        change = self._change_images
+
+        def of_changed(params: Params, batch: dict[str, jax.Array], **more: Any):
+            return loss(freeze(params, groups), {**batch, "images": change(batch)}, **more)
+
+        return of_changed
+
+    def _change_images(self, batch: dict[str, jax.Array]) -> jax.Array:
+        """The batch's images [B, views, h, w, 3], augmented and of the model's size."""
+        config = self.config.train.augment
+        robots = [source.action_spec is not None for source in self.sources.values()]
+        is_robot = jnp.asarray(robots)[batch["source"]]
+        changes = draw_changes(config, batch["sample"], is_robot, self.config.data.seed)
+        return apply_changes(batch["images"], changes, config, self.config.model.image_size)
 
     @property
     def _levels(self) -> int:
@@ -280,7 +296,7 @@ def build_training(config: Config, stored: CheckpointMeta | None = None) -> Trai
     queue = queue_bytes(
         config.train.batch_size // jax.process_count(),
         config.model.num_views,
-        config.model.image_size,
+        _image_size(config),
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
@@ -304,6 +320,11 @@ def build_training(config: Config, stored: CheckpointMeta | None = None) -> Trai
         abstract=abstract,
         shardings=state_shardings(abstract, mesh),
     )
+
+
+def _image_size(config: Config) -> int:
+    """Of the loader's images."""
+    return config.data.image_size or config.model.image_size
 
 
 def load_initial_params(

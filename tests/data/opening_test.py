@@ -17,6 +17,7 @@ from tests.data.oxe_test import _write as write_oxe
 from vla_jax import schema
 from vla_jax.actions.spec import end_effector_spec
 from vla_jax.build import make_mixture, open_sources
+from vla_jax.data import statistics
 from vla_jax.data.config import DataConfig, SourceConfig
 from vla_jax.data.loader import Loader
 from vla_jax.data.oxe.record import measure
@@ -106,10 +107,10 @@ def test_a_record_says_what_an_open_x_data_set_means(tmp_path, monkeypatch):
     record = find_record("jaco_play")
     quantiles = measure(record, tmp_path / "d")
     assert source.action_spec == record.spec(quantiles)
-    # The second opening takes the quantiles from the table beside the data.
+    # The second opening takes the statistics from the table beside the data.
     tables = {p: p.stat().st_mtime_ns for p in (tmp_path / "d").glob(".index-*")}
     with monkeypatch.context() as patch:
-        patch.setattr(np, "quantile", None)
+        patch.setattr(statistics, "measure_episodes", None)
         open_source("jaco", SourceConfig("episodes", str(tmp_path / "d"), record="jaco_play"))
     assert tables == {p: p.stat().st_mtime_ns for p in (tmp_path / "d").glob(".index-*")}
     with pytest.raises(ValueError, match="closest: jaco_play"):

@@ -408,9 +408,9 @@ def test_bounds_published_or_of_the_data(tmp_path):
     jaco = find_record("jaco_play")
     quantiles = measure(jaco, tmp_path / "d")
     x = np.array(POSITION)[:, 0]
-    np.testing.assert_allclose(quantiles.q01[1], np.quantile(x, 0.01), atol=1e-7)
+    np.testing.assert_allclose(quantiles.q01[1], np.quantile(x, 0.01), rtol=2e-3)
     spec = jaco.spec(quantiles)
-    np.testing.assert_allclose(spec.high[1], np.quantile(x, 0.99), atol=1e-7)
+    np.testing.assert_allclose(spec.high[1], np.quantile(x, 0.99), rtol=2e-3)
     # It never turns: small bounds around 0.
     np.testing.assert_allclose([spec.low[4], spec.high[4]], [-0.005, 0.005])
     still = jaco.spec(Quantiles(np.full(8, 0.2), np.full(8, 0.2)))

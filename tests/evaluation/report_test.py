@@ -14,9 +14,9 @@ from vla_jax.evaluation.media import Frame, save_rollout
 from vla_jax.evaluation.report.__main__ import main
 from vla_jax.evaluation.report.inputs import read_inputs
 from vla_jax.evaluation.report.page import write_report
-from vla_jax.evaluation.report.plots import Bar, Line, bar_plot, heat_map, line_plot
 from vla_jax.evaluation.rollout import Outcome, summarize
 from vla_jax.evaluation.statistics import share_of
+from vla_jax.page.plots import Bar, Line, bar_plot, heat_map, line_plot
 
 VOID = {"meta", "img"}
 

@@ -21,6 +21,7 @@ from vla_jax.schema import from_dict
 from vla_jax.sharding.mesh import MeshConfig, make_mesh, to_global
 from vla_jax.train import train
 from vla_jax.training.alignment import alignment_loss
+from vla_jax.training.augment import AugmentConfig
 from vla_jax.training.losses import (
     _smoothed_target_logit,
     answer_loss,
@@ -30,6 +31,7 @@ from vla_jax.training.metrics import MetricWriter, read_metrics
 from vla_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from vla_jax.training.step import make_train_step, state_shardings
 
+AUGMENT = AugmentConfig(crop=0.7, brightness=0.2, contrast=0.2, saturation=0.2)
 GOLDEN = Path(__file__).parents[1] / "golden/loss_curve.json"
 
 
@@ -202,7 +204,7 @@ def test_weight_decay_spares_norms_biases_and_embeddings():
 
 
 def test_resumed_run_equals_uninterrupted_bitwise(data_sets, tmp_path):
-    config = make_config(data_sets)
+    config = make_config(data_sets, train__augment=AUGMENT, data__image_size=40)
     train(config, str(tmp_path / "whole"))
     two = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
     train(two, str(tmp_path / "parts"))
@@ -231,8 +233,10 @@ def _losses(config: Config, mesh: MeshConfig, devices, steps: int) -> list[float
 
 
 def test_one_device_equals_eight(data_sets):
-    config = make_config(data_sets)
+    config = make_config(data_sets, train__augment=AUGMENT, data__image_size=40)
+    plain = _losses(make_config(data_sets), MeshConfig(1), jax.devices()[:1], 1)
     one = _losses(config, MeshConfig(1), jax.devices()[:1], 5)
+    assert abs(one[0] - plain[0]) > 1e-4  # the images were changed
     for mesh in (MeshConfig(8), MeshConfig(2, 4), MeshConfig(2, 2, 2)):
         np.testing.assert_allclose(_losses(config, mesh, jax.devices(), 5), one, rtol=1e-5)
 

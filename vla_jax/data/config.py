@@ -7,7 +7,9 @@ from typing import Literal
 
 from vla_jax.actions.stored import ActionConfig
 
-SourceKind = Literal["episodes", "lerobot", "image_text", "webdataset", "jsonl"]
+SourceKind = Literal[
+    "episodes", "lerobot", "image_text", "webdataset", "jsonl", "array_record"
+]  # fmt: skip
 
 _TEXTS = {"prompt", "answer", "language"}
 # The options of a source that each kind has a use for.
@@ -17,6 +19,7 @@ _OPTIONS: dict[SourceKind, set[str]] = {
     "image_text": {"image", *_TEXTS},
     "webdataset": _TEXTS,
     "jsonl": {"image", "image_root", *_TEXTS},
+    "array_record": {"cameras"},
 }
 
 
@@ -25,7 +28,8 @@ class SourceConfig:
     """One data set of the mixture. An option that is "" or () is as the kind usually has it.
 
     Attributes:
-      kind: "episodes" (RLDS), "lerobot", "image_text" (TFDS), "webdataset" or "jsonl".
+      kind: "episodes" (RLDS), "lerobot", "image_text" (TFDS), "webdataset", "jsonl", or
+        "array_record" (what `tools/convert.py` made of one of them).
       path: the data set's directory (of TFDS: the one with `dataset_info.json`), or the pattern of
         its files (`gs://bucket/{00000..00012}.tar`, `captions.jsonl`).
       split: which split of it.
@@ -35,7 +39,8 @@ class SourceConfig:
       epochs: how often each record comes; the source is then used up and leaves its share to the
         others of its group, or to the other groups. 0: without end.
       record: name of an Open X-Embodiment data set, which says what its numbers mean.
-      cameras: image features of a robot, one per view, in the model's order.
+      cameras: image features of a robot, one per view, in the model's order; views of converted
+        data.
       state: features of what a robot measures of itself, joined.
       plan: text feature of what a robot says before it acts.
       prompt: template; names in braces are fields of the record.
@@ -121,6 +126,8 @@ class DataConfig:
       actions: how robot actions become tokens.
       frames: steps whose images a robot sample has: its own and those before it, oldest first.
       vocabulary: a SentencePiece model file; "": the one that ships with the code.
+      image_size: side in pixels at which images reach the accelerator, which resizes them to the
+        model's. 0: the model's; images of that size are nowhere resized.
       threads: threads of the loader; small where they share cores with the training step.
       prefetch: batches ready ahead of the training step.
       readers: records read at a time; many where data are in a store, 1 for a local disk.
@@ -143,6 +150,7 @@ class DataConfig:
     actions: ActionConfig = dataclasses.field(default_factory=ActionConfig)
     frames: int = 1
     vocabulary: str = ""
+    image_size: int = 0
     threads: int = 2
     prefetch: int = 2
     readers: int = 1

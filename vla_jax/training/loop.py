@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from vla_jax.data.mixture import Mixture
 from vla_jax.sharding.mesh import to_global
+from vla_jax.training.augment import AugmentConfig
 from vla_jax.training.metrics import MetricWriter
 from vla_jax.training.step import Metrics, TrainState
 from vla_jax.types import Batch
@@ -36,6 +37,7 @@ class TrainConfig:
       log_every, checkpoint_every: steps between.
       keep_checkpoints: newest ones kept.
       integer_smoothing: see `losses.answer_loss`; in bins, 0 for one-hot targets.
+      augment: how images of robot samples are changed.
       init_from: parameter file (`.npz`) or run directory to start from; empty for fresh ones.
     """
 
@@ -46,6 +48,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     integer_smoothing: float = 0.0
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     init_from: str = ""
 
     def __post_init__(self):

@@ -18,8 +18,8 @@ from vla_jax.data.oxe.standardize import (
     reached_deltas,
     to_rpy,
 )
-from vla_jax.data.sources import index_files
 from vla_jax.data.sources.episodes import EpisodeLayout, EpisodeSource
+from vla_jax.data.statistics import load_or_measure, require_ranges
 
 _PART = re.compile(r"(?P<feature>[^\[]+)(\[(?P<start>\d+)(:(?P<stop>\d+))?\])?")
 
@@ -221,29 +221,27 @@ class OxeRecord:
         ]
 
 
-def measure(
-    record: OxeRecord,
-    path: str | os.PathLike[str],
-    split: str = "train",
-    *,
-    max_steps: int = 20_000,
-) -> Quantiles:
-    """Quantiles of a data set's converted actions, of steps spread evenly over it.
+def measure(record: OxeRecord, path: str | os.PathLike[str], split: str = "train") -> Quantiles:
+    """Quantiles of a data set's converted actions.
 
-    Kept beside the data, see `index_files`. Raises as `EpisodeSource` does.
+    Kept beside the data, see `index_files`.
+
+    Raises as `EpisodeSource` does, and ValueError naming the numbers without published bounds whose
+    range is too small to take bounds from; one that is the same in every step may be.
     """
-    size = len(record._numbers())
+    numbers = record._numbers()
     # The bounds do not matter here: `EpisodeSource` does not clip.
-    any_bounds = Quantiles(-np.ones(size), np.ones(size))
+    any_bounds = Quantiles(-np.ones(len(numbers)), np.ones(len(numbers)))
     source = EpisodeSource(record.name, path, split, layout=record.layout(any_bounds))
-
-    def build() -> np.ndarray:
-        steps = np.linspace(0, len(source) - 1, min(len(source), max_steps)).astype(int).tolist()
-        actions = np.asarray([source.read(step).action for step in steps])[:, 0]
-        return np.quantile(actions, [0.01, 0.99], axis=0)
-
-    what = f"quantiles of {max_steps} steps: {record}"
-    return Quantiles(*index_files.load_or_build(source.files, what, build))
+    actions = load_or_measure(source, f"actions of {record}").actions
+    require_ranges(
+        actions,
+        [number.name for number in numbers if number.limit is None],
+        where=f"data set {record.name!r} ({path})",
+        remedy="correct `scale` of its OxeRecord, or give it the bounds as `limits`",
+        constant=True,
+    )
+    return Quantiles(actions.quantile(0.01), actions.quantile(0.99))
 
 
 def _split(part: str) -> tuple[str, slice]:

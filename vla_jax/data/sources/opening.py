@@ -9,6 +9,7 @@ from vla_jax.data.config import SourceConfig
 from vla_jax.data.oxe.record import measure
 from vla_jax.data.oxe.records import find_record
 from vla_jax.data.sources.base import Source
+from vla_jax.data.sources.converted import open_converted
 from vla_jax.data.sources.episodes import EpisodeLayout, EpisodeSource
 from vla_jax.data.sources.image_text import PROMPT_AND_ANSWER, ImageTextSource
 from vla_jax.data.sources.jsonl import PREFIX_AND_SUFFIX, JsonlSource
@@ -46,12 +47,10 @@ def open_source(
             image=config.image or "image",
             texts=_texts(config, PREFIX_AND_SUFFIX),
         )
-    robot = {
-        "expected_spec": expected_spec,
-        "chunk": chunk,
-        "frames": frames,
-        "cache_bytes": cache_bytes,
-    }
+    robot = {"expected_spec": expected_spec, "chunk": chunk, "frames": frames}
+    if config.kind == "array_record":
+        return open_converted(name, config.path, split, cameras=config.cameras, **robot)
+    robot["cache_bytes"] = cache_bytes
     if config.kind == "lerobot":
         return LeRobotSource(
             name, config.path, split, cameras=config.cameras, state=config.state, **robot

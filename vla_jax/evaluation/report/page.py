@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from vla_jax.evaluation.report import results, training
 from vla_jax.evaluation.report.inputs import ReportInputs
-from vla_jax.evaluation.report.markup import Figures, Markup, percent
+from vla_jax.page.document import write_page
+from vla_jax.page.markup import Figures, Markup, percent
 
 _NAVIGATION = (
     ("rollouts", "Closed loop"),
@@ -44,19 +44,7 @@ def write_report(inputs: ReportInputs, out: Path) -> Path:
         training.speed(inputs, figures),
         training.reproduce(inputs),
     ]
-    style = (Path(__file__).parent / "page.css").read_text()
-    links = "".join(f'<a href="#{anchor}">{escape(name)}</a>' for anchor, name in _NAVIGATION)
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(inputs.title)}</title><style>{style}</style></head>"
-        f"<body><nav>{links}</nav><main>{''.join(body)}</main></body></html>\n"
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, out)
-    return out
+    return write_page(out, inputs.title, _NAVIGATION, body)
 
 
 def _header(inputs: ReportInputs) -> Markup:

@@ -7,7 +7,8 @@ from html import escape
 from typing import Any
 
 from vla_jax.evaluation.report.inputs import ReportInputs
-from vla_jax.evaluation.report.markup import (
+from vla_jax.evaluation.vqa import OFFSET_UNITS
+from vla_jax.page.markup import (
     Figures,
     Markup,
     cards,
@@ -20,8 +21,7 @@ from vla_jax.evaluation.report.markup import (
     share_cell,
     table,
 )
-from vla_jax.evaluation.report.plots import Bar, bar_plot, heat_map
-from vla_jax.evaluation.vqa import OFFSET_UNITS
+from vla_jax.page.plots import Bar, bar_plot, heat_map
 
 EVALUATE = "python -m vla_jax.evaluate --workdir={}"
 POOLS = {"robot": "seen concepts", "web_only": "web-only concepts"}

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from vla_jax.evaluation.report.inputs import ReportInputs, Stage
-from vla_jax.evaluation.report.markup import (
+from vla_jax.page.markup import (
     Figures,
     Markup,
     missing,
@@ -17,7 +17,7 @@ from vla_jax.evaluation.report.markup import (
     section,
     table,
 )
-from vla_jax.evaluation.report.plots import Line, line_plot
+from vla_jax.page.plots import Line, line_plot
 
 
 def learning_curves(inputs: ReportInputs, figures: Figures) -> Markup:

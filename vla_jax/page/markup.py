@@ -79,6 +79,15 @@ def missing(what: str, remedy: str) -> Markup:
     return Markup(f'<p class="missing">{escape(what)} <code>{escape(remedy)}</code></p>')
 
 
+def picture(data: bytes, media_type: str, alt: str, css: str = "") -> Markup:
+    """An image as a data URI."""
+    kind = f' class="{css}"' if css else ""
+    return Markup(
+        f'<img{kind} alt="{escape(alt, quote=True)}" '
+        f'src="data:{media_type};base64,{base64.b64encode(data).decode()}">'
+    )
+
+
 class Figures:
     """Numbers figures and tables in the order in which they are made.
 
@@ -101,12 +110,7 @@ class Figures:
         file = self._media / path
         if not file.is_file():
             return Markup(f'<span class="missing">no picture {escape(path)}</span>')
-        data = base64.b64encode(file.read_bytes()).decode()
-        kind = f' class="{css}"' if css else ""
-        return Markup(
-            f'<img{kind} alt="{escape(alt, quote=True)}" '
-            f'src="data:{_TYPES[file.suffix]};base64,{data}">'
-        )
+        return picture(file.read_bytes(), _TYPES[file.suffix], alt, css)
 
 
 def cards(items: Sequence[str], size: str = "") -> Markup:

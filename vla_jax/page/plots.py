@@ -1,4 +1,4 @@
-"""Small SVG plots for the report: lines, bars with intervals, heat maps. Text stays text."""
+"""Small SVG plots: lines, bars with intervals, heat maps, histograms, pies. Text stays text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 
 PALETTE = ("#2f5d8a", "#c8702a", "#3b7f5c", "#8a4f7d", "#7a7f87", "#b3932f")
-_GRID, _AXIS, _TEXT = "#e6e8eb", "#9aa1a9", "#4a5058"
+_GRID, _AXIS, _TEXT, _BOUND = "#e6e8eb", "#9aa1a9", "#4a5058", "#b03a2e"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ def line_plot(
     y_label: str,
     y_range: tuple[float, float] | None = None,
     from_zero: bool = False,
+    bounds: Sequence[float] = (),
     width: int = 480,
     height: int = 230,
 ) -> str:
@@ -44,6 +45,7 @@ def line_plot(
 
     Args:
       y_range: None: that of the values, and with `from_zero` 0 too.
+      bounds: values drawn as broken lines across.
     """
     lines = [line for line in lines if len(line.x)]
     if not lines:
@@ -63,6 +65,12 @@ def line_plot(
         y = place(x_low, tick)[1]
         parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_GRID}"/>')
         parts.append(_text(left - 7, y + 4, _number(tick), anchor="end"))
+    for bound in bounds:
+        y = place(x_low, bound)[1]
+        parts.append(
+            f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_BOUND}" '
+            'stroke-dasharray="4 3"/>'
+        )
     for tick in _ticks(x_low, x_high, 5):
         parts.append(_text(place(tick, y_low)[0], bottom + 16, _number(tick), anchor="middle"))
     parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_AXIS}"/>')
@@ -171,6 +179,80 @@ def heat_map(
     return _svg(width, height, parts, "true answers by given answers")
 
 
+def histogram(
+    counts: Sequence[int],
+    low: float,
+    high: float,
+    *,
+    x_label: str,
+    bounds: Sequence[float] = (),
+    width: int = 480,
+    height: int = 150,
+) -> str:
+    """Counts in bins of equal width from `low` to `high`; empty string if all are 0.
+
+    Args:
+      bounds: values drawn as broken lines, where they are in the range.
+    """
+    if not any(counts):
+        return ""
+    left, right, top, bottom = 46, width - 12, 14, height - 36
+    wide, most = (right - left) / len(counts), max(counts)
+
+    def place(value: float) -> float:
+        return left + (value - low) / (high - low) * (right - left)
+
+    bars = "".join(
+        f"M{left + i * wide:.1f} {bottom}v-{max(1.0, count / most * (bottom - top)):.1f}"
+        f"h{wide - 0.7:.1f}V{bottom}z"
+        for i, count in enumerate(counts)
+        if count
+    )
+    parts = [f'<path d="{bars}" fill="{PALETTE[0]}"/>']
+    parts.append(_text(left - 7, top + 6, _count(most), anchor="end"))
+    for bound in bounds:
+        if low <= bound <= high:
+            x = place(bound)
+            parts.append(
+                f'<line x1="{x:.1f}" y1="{top - 8}" x2="{x:.1f}" y2="{bottom}" stroke="{_BOUND}" '
+                'stroke-width="1.3" stroke-dasharray="4 3"/>'
+            )
+    for tick in _ticks(low, high, 5):
+        parts.append(_text(place(tick), bottom + 15, _number(tick), anchor="middle"))
+    parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_AXIS}"/>')
+    parts.append(_text((left + right) / 2, height - 5, x_label, anchor="middle"))
+    return _svg(width, height, parts, x_label)
+
+
+def pie(shares: Sequence[tuple[str, float]], *, title: str, size: int = 190) -> str:
+    """Parts of a whole, largest first, with a legend; empty string if all are 0."""
+    total = sum(share for _, share in shares)
+    if not total:
+        return ""
+    radius, middle, begun, parts = size / 2 - 6, size / 2, 0.0, []
+    for number, (name, share) in enumerate(sorted(shares, key=lambda s: -s[1])):
+        color, part = PALETTE[number % len(PALETTE)], share / total
+        ends = [begun, begun + part]
+        (x0, y0), (x1, y1) = (
+            (middle + radius * math.sin(math.tau * e), middle - radius * math.cos(math.tau * e))
+            for e in ends
+        )
+        if part > 0.9999:
+            parts.append(f'<circle cx="{middle}" cy="{middle}" r="{radius}" fill="{color}"/>')
+        else:
+            parts.append(
+                f'<path d="M{middle} {middle}L{x0:.1f} {y0:.1f}A{radius} {radius} 0 '
+                f'{int(part > 0.5)} 1 {x1:.1f} {y1:.1f}z" fill="{color}" stroke="#fff"/>'
+            )
+        begun = ends[1]
+        y = 22 + 20 * number
+        parts.append(
+            f'<rect x="{size + 14}" y="{y - 10}" width="11" height="11" rx="2" fill="{color}"/>'
+        )
+        parts.append(_text(size + 32, y, f"{name}  {part:.1%}"))
+    return _svg(size + 330, max(size, 30 + 20 * len(shares)), parts, title)
+
+
 def _svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img" '
@@ -213,3 +295,8 @@ def _number(value: float) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.4g}"
+
+
+def _count(value: int) -> str:
+    """In at most five letters."""
+    return f"{value / 1e6:.3g}M" if value >= 1e6 else _number(float(f"{value:.3g}"))
