@@ -11,6 +11,7 @@ from vla_jax.data.config import DataConfig, SourceConfig, WeightChange
 from vla_jax.data.loss_tokens import mean_loss_tokens
 from vla_jax.data.mixture import Mixture
 from vla_jax.data.schedule import BLOCK
+from vla_jax.data.shares import starting_shares
 from vla_jax.types import Example
 
 GROUP_OF = {"a": "robot", "w": "web", "b": "robot", "v": "web", "c": "robot"}
@@ -338,5 +339,9 @@ def test_only_what_ever_has_a_weight_is_used():
         weight_changes=(WeightChange(5, sources={"c": 2.0}),),
     )
     assert [name for name in sources if data.uses(name)] == ["a", "c"]
+    assert starting_shares(data) == {"a": 1, "b": 0, "c": 0, "w": 0}
+    assert starting_shares(config(sources)) == {
+        "a": Fraction(1, 2), "b": 0, "c": 0, "w": Fraction(1, 2)
+    }  # fmt: skip
     later = config(sources, weight_changes=(WeightChange(5, groups={"web": 1.0}),))
     assert later.uses("w") and not later.uses("b")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.training.training_test import make_config
-from vla_jax.build import build_training, make_mixture, open_sources, require_same_config
+from vla_jax.build import build_training, make_mixture, open_sources
 from vla_jax.checkpoints.manager import CheckpointMeta
+from vla_jax.checkpoints.same_config import require_same_config
 from vla_jax.config import Config, from_json, load_config, parse, to_json
 from vla_jax.data.config import WeightChange
 from vla_jax.data.mixture import Mixture

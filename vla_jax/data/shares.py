@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
-from vla_jax.data.config import WeightChange
+from vla_jax.data.config import DataConfig, WeightChange
 from vla_jax.data.schedule import BLOCK
 
 MAX_DENOMINATOR = 10_000
@@ -105,6 +105,18 @@ def nested_shares(
         name: groups[group_of[name]] * weight / sums[group_of[name]] if weight else weight
         for name, weight in inside.items()
     }
+
+
+def starting_shares(data: DataConfig) -> dict[str, Fraction]:
+    """Each source's share when a run starts, in the unit of `data.weights_in`.
+
+    Raises ValueError as `exact_shares` does.
+    """
+    group_of = {name: source.group for name, source in data.sources.items()}
+    sources = {name: source.weight for name, source in data.sources.items()}
+    start = Weights(exact_weights(sources, "source"), exact_weights(data.groups, "group"))
+    shares = exact_shares(nested_shares(start, group_of), group_of)
+    return dict(zip(data.sources, shares))
 
 
 def weights_over_time(start: Weights, changes: Sequence[WeightChange]) -> list[tuple[int, Weights]]:
