@@ -33,6 +33,7 @@ from vla_jax.corpus.concepts import SPLITS
 from vla_jax.corpus.dataset import Corpus
 from vla_jax.corpus.patches import GRIPPER, OPEN
 from vla_jax.corpus.pictures import COLORS, PictureBank
+from vla_jax.data.mixture import Mixture
 from vla_jax.data.packing import Packing
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.text.vocabulary import SPACE, Vocabulary
@@ -328,8 +329,8 @@ def main() -> None:
                 train_config,
                 mesh=mesh,
                 writer=writer,
-                source_names=["web"],
-                source_weights=[1.0],
+                mixture=Mixture({"web": 1}, {"web": args.steps * args.batch_size}, seed=0),
+                samples_per_step=args.batch_size,
                 save=save,
                 print_line=lambda line: print(line, flush=True),
             )

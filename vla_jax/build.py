@@ -25,9 +25,11 @@ from vla_jax.checkpoints.pretrained import (
     is_pretrained,
     load_pretrained,
 )
+from vla_jax.checkpoints.same_config import require_same_config
 from vla_jax.config import Config
 from vla_jax.data.config import DataConfig
 from vla_jax.data.loader import Loader, queue_bytes
+from vla_jax.data.loss_tokens import mean_loss_tokens
 from vla_jax.data.mixture import Mixture
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.base import Source
@@ -47,26 +49,6 @@ from vla_jax.training.losses import answer_loss
 from vla_jax.training.optimizer import make_optimizer
 from vla_jax.training.step import LossFn, TrainState, make_init, state_shardings
 from vla_jax.types import Params
-
-# Keys that may differ between a checkpoint and the run that resumes it: they change neither the
-# samples nor the update. `train.steps` may grow, to train on (a schedule that decays to the last
-# step then decays to the new one).
-_MAY_CHANGE = (
-    "train.steps",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.init_from",
-    "model.remat",
-    "model.unroll_layers",
-    "mesh",
-    "data.threads",
-    "data.prefetch",
-    "data.readers",
-    "data.host_memory_gib",
-    "data.max_bad_records",
-    "evaluation",
-)
 
 
 def make_vocabulary(config: Config) -> Vocabulary:
@@ -114,7 +96,7 @@ def _integer_ids(data: DataConfig, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def open_sources(data: DataConfig, queue_bytes: int = 0) -> dict[str, Source]:
-    """Opens every source with weight > 0, by name.
+    """Opens every source that ever has a weight, by name.
 
     Args:
       queue_bytes: of `data.host_memory_gib`, what the loader needs. The sources share half of the
@@ -124,7 +106,7 @@ def open_sources(data: DataConfig, queue_bytes: int = 0) -> dict[str, Source]:
     """
     sources: dict[str, Source] = {}
     spec: ActionSpec | None = None
-    wanted = {name: config for name, config in data.sources.items() if config.weight}
+    wanted = {name: config for name, config in data.sources.items() if data.uses(name)}
     cache_bytes = int(data.host_memory_gib * 2**30) - queue_bytes
     if cache_bytes < 0:
         raise ValueError(
@@ -148,11 +130,39 @@ def open_sources(data: DataConfig, queue_bytes: int = 0) -> dict[str, Source]:
     return sources
 
 
-def make_mixture(data: DataConfig, sources: dict[str, Source]) -> Mixture:
-    """The order of samples over the opened sources."""
-    weights = {name: data.sources[name].weight for name in sources}
-    sizes = {name: len(source) for name, source in sources.items()}
-    return Mixture(weights, sizes, data.seed)
+def make_mixture(
+    data: DataConfig,
+    sources: dict[str, Source],
+    builder: SequenceBuilder | None = None,
+    stored: CheckpointMeta | None = None,
+) -> Mixture:
+    """The order of samples over the opened sources.
+
+    Args:
+      builder: measures loss tokens, where weights are in those.
+      stored: of the checkpoint that the run goes on from: its measure is kept.
+    """
+    tokens = None
+    if data.weights_in == "loss_tokens":
+        if stored is not None and stored.loss_tokens.keys() == sources.keys():
+            tokens = stored.loss_tokens
+        elif builder is not None:
+            tokens = mean_loss_tokens(sources, builder, max_bad_records=data.max_bad_records)
+        else:
+            raise ValueError(
+                "no SequenceBuilder to count loss tokens with: set data.weights_in to samples"
+            )
+    configs = {name: data.sources[name] for name in sources}
+    return Mixture(
+        {name: config.weight for name, config in configs.items()},
+        {name: len(source) for name, source in sources.items()},
+        data.seed,
+        groups=data.groups,
+        group_of={name: config.group for name, config in configs.items()},
+        changes=data.weight_changes,
+        epochs={name: config.epochs for name, config in configs.items()},
+        loss_tokens=tokens,
+    )
 
 
 def action_spec_of(sources: dict[str, Source]) -> ActionSpec | None:
@@ -232,10 +242,12 @@ class TrainingRun:
     def meta(self, step: int) -> CheckpointMeta:
         return CheckpointMeta(
             step=step,
-            next_sample=step * self.config.train.batch_size * self.config.data.examples_per_row,
+            next_sample=step * self.config.samples_per_step,
             config=schema.to_plain(self.config),
             action_tokenizer=self.builder.action_tokenizer,
             vocabulary=self.builder.vocabulary.digest,
+            records={name: len(source) for name, source in self.sources.items()},
+            loss_tokens=dict(self.mixture.loss_tokens or {}),
         )
 
     def fresh_state(self) -> TrainState:
@@ -266,8 +278,14 @@ class TrainingRun:
         return checkpoints.restore(self.abstract, self.shardings)
 
 
-def build_training(config: Config) -> TrainingRun:
-    """Everything but the state. Raises ValueError or FileNotFoundError for what the config asks."""
+def build_training(config: Config, stored: CheckpointMeta | None = None) -> TrainingRun:
+    """Everything but the state.
+
+    Args:
+      stored: of the checkpoint that the run goes on from.
+
+    Raises ValueError or FileNotFoundError for what the config asks.
+    """
     mesh = make_mesh(config.mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.train.batch_size % rows:
@@ -286,15 +304,18 @@ def build_training(config: Config) -> TrainingRun:
     vocabulary = make_vocabulary(config)
     tokenizer = make_action_tokenizer(config.data, vocabulary, action_spec_of(sources))
     _require_ordered_tokens(config, tokenizer)
+    builder = make_builder(config.data, vocabulary, tokenizer)
+    mixture = make_mixture(config.data, sources, builder, stored)
+    _require_samples(mixture, config)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     init = make_init(config.model, optimizer, config.train.seed)
     abstract = jax.eval_shape(init)
     return TrainingRun(
         config=config,
         mesh=mesh,
-        mixture=make_mixture(config.data, sources),
+        mixture=mixture,
         sources=sources,
-        builder=make_builder(config.data, vocabulary, tokenizer),
+        builder=builder,
         optimizer=optimizer,
         abstract=abstract,
         shardings=state_shardings(abstract, mesh),
@@ -355,6 +376,18 @@ def _require_ordered_tokens(config: Config, tokenizer: ActionTokenizer | None) -
         )
 
 
+def _require_samples(mixture: Mixture, config: Config) -> None:
+    """Raises ValueError if the mixture is used up before the last step."""
+    per_step, steps = config.samples_per_step, config.train.steps
+    if mixture.length is not None and mixture.length < steps * per_step:
+        last = mixture.length // per_step
+        raise ValueError(
+            f"train.steps {steps} of {per_step} samples need {steps * per_step}, and the data are "
+            f"used up after {mixture.length}, in step {last + 1}: set train.steps to {last}, or "
+            "data.sources.*.epochs of one source higher, or to 0 for no end"
+        )
+
+
 def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, CheckpointMeta, Config]:
     """The policy of a run's newest checkpoint.
 
@@ -386,46 +419,3 @@ def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, Checkp
         plans=config.data.plans,
     )
     return policy, meta, config
-
-
-def require_same_config(before: CheckpointMeta, now: CheckpointMeta, *, where: str) -> None:
-    """Raises ValueError naming what differs between a checkpoint and the run that resumes it."""
-    lines = [
-        f"{key}: the checkpoint has {old!r}, this run has {new!r}"
-        for key, old, new in _differences(before.config, now.config)
-    ]
-    if before.vocabulary != now.vocabulary:
-        lines.append(f"vocabulary: {before.vocabulary} against {now.vocabulary}")
-    if lines:
-        raise ValueError(
-            f"{where} holds a run of another config:\n  "
-            + "\n  ".join(lines)
-            + "\nUse a new --workdir, or start from it with train.init_from."
-        )
-    _require_same_tokens(before.action_tokenizer, now.action_tokenizer)
-
-
-def _require_same_tokens(old: ActionTokenizer | None, new: ActionTokenizer | None) -> None:
-    """Raises ValueError if the same tokens would mean other actions."""
-    if old is None or new is None:
-        return
-    old.spec.require_same(new.spec, here="the checkpoint", there="the data")
-    before, after = stored.to_json(old), stored.to_json(new)
-    changed = [key for key in before if before[key] != after[key]]
-    if changed:
-        raise ValueError(
-            f"the action tokenizer is another one than the checkpoint's: {', '.join(changed)} "
-            "differ; use the file that it was trained with, or a new --workdir"
-        )
-
-
-def _differences(old: dict, new: dict, prefix: str = ""):
-    for key in sorted({*old, *new}):
-        name = prefix + key
-        if name in _MAY_CHANGE:
-            continue
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, name + ".")
-        elif a != b:
-            yield name, a, b

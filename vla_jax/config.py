@@ -45,6 +45,11 @@ class Config:
                 f"{self.data.state.vector_size} numbers in a vector: they must be equal"
             )
 
+    @property
+    def samples_per_step(self) -> int:
+        """Samples that an update uses: one a row, or several in packed rows."""
+        return self.train.batch_size * self.data.examples_per_row
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """Runs the config file and applies overrides.

@@ -31,14 +31,15 @@ def train(config: Config, workdir: str) -> TrainState:
     """
     directory = Path(workdir)
     _require_writable(directory)
-    run = build_training(config)
 
     def print_line(line: str) -> None:
         if jax.process_index() == 0:
             print(line, flush=True)
 
     with Checkpoints(directory, config.train.keep_checkpoints) as checkpoints:
-        if checkpoints.latest is None:
+        stored = None if checkpoints.latest is None else checkpoints.meta()
+        run = build_training(config, stored)
+        if stored is None:
             state = run.fresh_state()
             count = sum(x.size for x in jax.tree.leaves(state["params"]))
             print_line(
@@ -59,8 +60,8 @@ def train(config: Config, workdir: str) -> TrainState:
                 config.train,
                 mesh=run.mesh,
                 writer=writer,
-                source_names=list(run.sources),
-                source_weights=[config.data.sources[name].weight for name in run.sources],
+                mixture=run.mixture,
+                samples_per_step=config.samples_per_step,
                 save=lambda step, state: checkpoints.save(state, run.meta(step)),
                 print_line=print_line,
             )

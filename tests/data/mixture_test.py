@@ -8,7 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from vla_jax.data.mixture import BLOCK, Mixture, exact_shares, permute, spread
+from vla_jax.data.mixture import Mixture, permute
+from vla_jax.data.schedule import BLOCK, spread
+from vla_jax.data.shares import exact_shares
 
 WEIGHTS = [
     {"robot": 1, "web": 1},

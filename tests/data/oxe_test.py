@@ -9,11 +9,11 @@ from scipy.spatial.transform import Rotation
 
 from tests.data.examples import encoded
 from vla_jax.data import tfds_writer
-from vla_jax.data.mixture import exact_shares
 from vla_jax.data.oxe import standardize
 from vla_jax.data.oxe.mixtures import MIXTURES, find_mixture
 from vla_jax.data.oxe.record import Quantiles, measure
 from vla_jax.data.oxe.records import RECORDS, find_record, table
+from vla_jax.data.shares import exact_shares
 from vla_jax.data.sources.episodes import EpisodeSource
 from vla_jax.text.prompts import robot_prompt
 

@@ -16,6 +16,7 @@ import pytest
 from vla_jax.build import build_training, load_policy
 from vla_jax.checkpoints.manager import Checkpoints
 from vla_jax.config import Config
+from vla_jax.data.mixture import Mixture
 from vla_jax.models.vla import Vla, init_params
 from vla_jax.schema import from_dict
 from vla_jax.sharding.mesh import MeshConfig, make_mesh, to_global
@@ -306,10 +307,10 @@ def test_metrics_after_resume_hold_each_step_once(tmp_path):
 
 
 def test_a_window_tells_the_share_of_cut_answers():
-    window = Window(["robot", "web"], [1, 1])
+    window = Window(Mixture({"robot": 1, "web": 1}, {"robot": 9, "web": 9}, seed=0), 8)
     for truncated in ([0.0, 3.0], [0.0, 1.0]):
         sums = {"truncated": np.asarray(truncated), "samples": np.asarray([4.0, 4.0])}
-        sums |= {key: np.ones(2) for key in ("loss", "correct", "tokens")}
+        sums |= {key: np.ones(2) for key in ("loss", "correct", "tokens", "left_out", "used")}
         window.add({"loss": 1.0, "grad_norm": 1.0, "by_source": sums}, 0.0)
-    scalars = window.scalars(8)
+    scalars = window.scalars(2)
     assert scalars["robot/truncated_share"] == 0 and scalars["web/truncated_share"] == 0.5

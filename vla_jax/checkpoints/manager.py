@@ -28,6 +28,9 @@ class CheckpointMeta:
       action_tokenizer: what tokens mean to the robot, with the ActionSpec; None for a model without
         robot data.
       vocabulary: digest of the vocabulary file.
+      records: data set -> how many it has; with another number the order of samples is another.
+      loss_tokens: data set -> mean tokens in the loss of a sample, if the mixture's weights are in
+        those.
     """
 
     step: int
@@ -35,6 +38,8 @@ class CheckpointMeta:
     config: dict[str, Any]
     action_tokenizer: ActionTokenizer | None
     vocabulary: str
+    records: dict[str, int] = dataclasses.field(default_factory=dict)
+    loss_tokens: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def action_spec(self) -> ActionSpec | None:

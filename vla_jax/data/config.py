@@ -37,7 +37,11 @@ class SourceConfig:
       path: the data set's directory (of TFDS: the one with `dataset_info.json`), or the pattern of
         its files (`gs://bucket/{00000..00012}.tar`, `captions.jsonl`), or `my_file.py:MySource`.
       split: which split of it.
-      weight: share of the samples, relative to the other weights. 0 leaves the source out.
+      weight: share, relative to the other sources, of its group if there are groups. 0 leaves the
+        source out.
+      group: one of `DataConfig.groups`.
+      epochs: how often each record comes; the source is then used up and leaves its share to the
+        others of its group, or to the other groups. 0: without end.
       record: name of an Open X-Embodiment data set, which says what its numbers mean.
       cameras: image features of a robot, one per view, in the model's order; views of converted
         data.
@@ -51,13 +55,15 @@ class SourceConfig:
       image_root: what paths of images are relative to.
 
     Raises:
-      ValueError: an option that the kind has no use for.
+      ValueError: an option that the kind has no use for, or epochs below 0.
     """
 
     kind: SourceKind
     path: str
     split: str = "train"
     weight: float = 1.0
+    group: str = ""
+    epochs: int = 0
     record: str = ""
     cameras: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
@@ -77,6 +83,36 @@ class SourceConfig:
                 f"{', '.join(sorted(useless))}; its options are "
                 f"{', '.join(sorted(_OPTIONS[self.kind]))}"
             )
+        if self.epochs < 0:
+            raise ValueError(f"epochs {self.epochs} of {self.path}: 0 is without end")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightChange:
+    """Other weights from a sample on.
+
+    Attributes:
+      from_sample: the first one, >= 1. Update s (from 0) begins with sample s * train.batch_size.
+      sources, groups: name -> new weight; the others keep theirs.
+      ramp_samples: over so many samples the weights go to the new ones in a straight line (in up to
+        100 steps); 0: at once.
+
+    Raises ValueError for numbers out of range.
+    """
+
+    from_sample: int
+    sources: dict[str, float] = dataclasses.field(default_factory=dict)
+    groups: dict[str, float] = dataclasses.field(default_factory=dict)
+    ramp_samples: int = 0
+
+    def __post_init__(self):
+        if self.from_sample < 1:
+            raise ValueError(
+                f"from_sample {self.from_sample}: weights from the first sample on belong to the "
+                "sources and groups themselves"
+            )
+        if self.ramp_samples < 0:
+            raise ValueError(f"ramp_samples {self.ramp_samples} must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +147,10 @@ class DataConfig:
 
     Attributes:
       sources: by name; their order gives `Batch["source"]`.
+      groups: name -> weight, e.g. robot and web 1 : 1, whatever sources each has; {}: none.
+      weights_in: what weights are shares of. "loss_tokens": of the tokens that are learned, as
+        measured on each source before the run.
+      weight_changes: in order; none begins before the one before is done.
       seed: of the order of samples.
       max_tokens: T, tokens in a row: BOS, prompt, answer, EOS.
       max_answer_tokens: most answer tokens in a row, EOS included.
@@ -131,9 +171,16 @@ class DataConfig:
       host_memory_gib: for batches and for what the sources keep, beside the program itself.
       max_bad_records: damaged records that are named and replaced before the run ends with an
         error; of each process.
+
+    Raises:
+      ValueError: a number below 1; groups that sources do not name, and the other way round; weight
+        changes that are out of order or name something else.
     """
 
     sources: dict[str, SourceConfig]
+    groups: dict[str, float] = dataclasses.field(default_factory=dict)
+    weights_in: Literal["samples", "loss_tokens"] = "samples"
+    weight_changes: tuple[WeightChange, ...] = ()
     seed: int = 0
     max_tokens: int = 64
     max_answer_tokens: int = 16
@@ -170,6 +217,32 @@ class DataConfig:
             )
         if self.examples_per_row == 1 and self.row_tokens:
             raise ValueError("data.row_tokens is for data.examples_per_row above 1")
+        for name, source in self.sources.items():
+            if source.group not in (self.groups or {""}):
+                known = ", ".join(self.groups) or "none"
+                raise ValueError(
+                    f"source {name!r} is of group {source.group!r}; data.groups has: {known}"
+                )
+        for group in self.groups:
+            if all(source.group != group for source in self.sources.values()):
+                raise ValueError(
+                    f"data.groups has {group!r}, and no source names it: set the group of a source"
+                )
+        free_from = 1
+        for change in self.weight_changes:
+            unknown = [*change.sources.keys() - self.sources, *change.groups.keys() - self.groups]
+            if unknown:
+                raise ValueError(
+                    f"the weight change from sample {change.from_sample} names {unknown[0]!r}, not "
+                    f"one of the sources {', '.join(self.sources)} or "
+                    f"groups {', '.join(self.groups) or '(none)'}"
+                )
+            if change.from_sample < free_from:
+                raise ValueError(
+                    f"the weight change from sample {change.from_sample} begins before the one "
+                    f"before it is done, with sample {free_from}: put them in order"
+                )
+            free_from = change.from_sample + max(1, change.ramp_samples)
 
     @property
     def plans(self) -> bool:
@@ -188,3 +261,12 @@ class DataConfig:
         if self.packing is None:
             return self.max_tokens, self.max_answer_tokens
         return self.packing.length, min(self.packing.max_loss_tokens, self.packing.length)
+
+    def uses(self, name: str) -> bool:
+        """Whether a source, and its group, ever have a weight."""
+        source = self.sources[name]
+        own = source.weight or any(c.sources.get(name) for c in self.weight_changes)
+        group = self.groups.get(source.group, 1.0) or any(
+            c.groups.get(source.group) for c in self.weight_changes
+        )
+        return bool(own and group)

@@ -37,7 +37,7 @@ class EvaluationBatch(Batch):
 
 
 class Loader:
-    """Iterates over this process's share of the batches, from `start_step` on, without end.
+    """Iterates over this process's share of the batches, from `start_step` to the end of data.
 
     Args:
       mixture: its names are those of `sources`, in the same order.
@@ -95,8 +95,10 @@ class Loader:
             packing=packing,
         )
 
+        last = _FOREVER if mixture.length is None else mixture.length // (batch_size * k)
+
         def make(start: int) -> tf.data.Dataset:
-            batches = _pipeline(fetch, start, _FOREVER, image_size, len(rows), threads)
+            batches = _pipeline(fetch, start, last, image_size, len(rows), threads)
             return batches.prefetch(prefetch)
 
         self._fetch, self._stream = fetch, _Stream(make, fetch, start_step)

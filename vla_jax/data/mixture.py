@@ -1,30 +1,56 @@
 """Which record is sample i of a run: a pure function of (seed, i), in constant time.
 
-Source of sample i. The weights become exact fractions, in whole 1/10,000 if they must. The run is
-cut into blocks of 1,000 slots. Source k owns floor(1000 w_k) slots of a block, the same ones in
-every block and evenly spread. The F slots left over are "free": they pass around among the sources
-that have a fractional part, so that each gets its share over a cycle of blocks, and so that any F
-successive free slots belong to different sources. A window of 1,000 samples holds every owned slot
-once and F successive free slots, hence floor(1000 w_k) samples of source k or one more, wherever it
-starts.
+Source of sample i. The run is a row of stages with constant shares. A stage begins where weights
+change or a source is used up, which is known before the run; inside of it `schedule.Schedule` says
+whose turn it is, so that each source is within one sample of its share in every window of 1,000.
 
 Record of sample i. The n-th sample of a source is record permute(n mod size) of epoch n // size;
-each epoch has its own keyed permutation, so every record comes exactly once an epoch.
+each epoch has its own keyed permutation, so every record comes exactly once an epoch. n counts on
+from stage to stage.
 
 So resuming needs one integer, and processes that share the work only need to agree on it.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
 
-BLOCK = 1000
-MAX_DENOMINATOR = 10_000
+from vla_jax.data.config import WeightChange
+from vla_jax.data.schedule import Schedule
+from vla_jax.data.shares import (
+    Weights,
+    exact_shares,
+    exact_weights,
+    nested_shares,
+    weights_over_time,
+)
+
 _ROUNDS = 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """Samples with constant shares.
+
+    Attributes:
+      start: the first one.
+      configured: float64 [sources], the share that is asked for: of the samples or, if weights are
+        in loss tokens, of those.
+      shares: each source's share of the samples.
+      before: int64 [sources], samples of each source before `start`.
+      schedule: who has the n-th sample of the stage.
+    """
+
+    start: int
+    configured: np.ndarray
+    shares: tuple[Fraction, ...]
+    before: np.ndarray
+    schedule: Schedule
 
 
 class Mixture:
@@ -34,33 +60,82 @@ class Mixture:
       weights: source name -> weight >= 0; only ratios matter.
       sizes: source name -> number of records.
       seed: another seed is another order.
+      groups: group -> weight; weights of sources are then relative to the others of their group.
+      group_of: source name -> group.
+      changes: of weights, in order; names that are not here are passed over.
+      epochs: source name -> how often each record comes; 0 or missing: without end. A source that
+        is used up leaves its share to the others of its group, the last one of a group to the other
+        groups, in proportion to their weights.
+      loss_tokens: source name -> mean tokens in the loss of a sample, > 0. Weights are then shares
+        of the loss tokens. None: of the samples.
+
+    Attributes:
+      names: of the sources.
+      members: group -> int64, its sources.
+      sizes: int64 [sources].
+      stages: in order.
+      length: samples until all is used up; None: without end.
+      loss_tokens: as given.
 
     Raises:
       ValueError: no source, a negative, non-finite or negligible (< 1/10,000) weight, all weights
         zero, names that differ, or a source with a weight and no records.
     """
 
-    def __init__(self, weights: Mapping[str, float], sizes: Mapping[str, int], seed: int):
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        sizes: Mapping[str, int],
+        seed: int,
+        *,
+        groups: Mapping[str, float] | None = None,
+        group_of: Mapping[str, str] | None = None,
+        changes: Sequence[WeightChange] = (),
+        epochs: Mapping[str, int] | None = None,
+        loss_tokens: Mapping[str, float] | None = None,
+    ):
         if list(weights) != list(sizes):
             raise ValueError(f"weights name {list(weights)}, sizes name {list(sizes)}")
         self.names = tuple(weights)
-        self.shares = exact_shares(weights)
-        empty = [n for n, share in zip(self.names, self.shares) if share and sizes[n] < 1]
-        if empty:
-            raise ValueError(
-                f"source {empty[0]!r} has weight {weights[empty[0]]} and no records: "
-                "check its path and split, or set its weight to 0"
-            )
         self.sizes = np.asarray([sizes[n] for n in self.names], np.int64)
         self.seed = seed
-        self._schedule = _Schedule(self.shares)
+        self._group_of = dict(group_of or {})
+        self.loss_tokens = loss_tokens
+        self.members = {
+            group: np.flatnonzero([self._group_of[name] == group for name in self.names])
+            for group in groups or {}
+        }
+        self._quota = [(epochs or {}).get(name, 0) * sizes[name] for name in self.names]
+        start = Weights(exact_weights(weights, "source"), exact_weights(groups or {}, "group"))
+        self.stages, self.length = self._plan(weights_over_time(start, changes))
+        self._starts = np.asarray([stage.start for stage in self.stages], np.int64)
+        used = np.any([[share > 0 for share in stage.shares] for stage in self.stages], axis=0)
+        for k in np.flatnonzero(used & (self.sizes < 1)):
+            raise ValueError(
+                f"source {self.names[k]!r} has weight {weights[self.names[k]]} and no records: "
+                "check its path and split, or set its weight to 0"
+            )
 
     def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sample numbers int64 [n], >= 0 -> source int32 [n], record int64 [n]."""
+        """Sample numbers int64 [n], >= 0 -> source int32 [n], record int64 [n].
+
+        Raises ValueError for a number below 0 or past the end.
+        """
         indices = np.asarray(indices, np.int64)
         if indices.size and indices.min() < 0:
             raise ValueError(f"sample numbers are >= 0, got {indices.min()}")
-        source, occurrence = self._schedule.locate(indices)
+        if self.length is not None and indices.size and indices.max() >= self.length:
+            raise ValueError(
+                f"sample {indices.max()} of a mixture that is used up after {self.length}: train "
+                "for fewer steps, or give a source more epochs, or 0 for no end"
+            )
+        number = np.searchsorted(self._starts, indices, side="right") - 1
+        source = np.zeros(indices.shape, np.int32)
+        occurrence = np.zeros(indices.shape, np.int64)
+        for n in np.unique(number):
+            here, stage = number == n, self.stages[n]
+            source[here], occurrence[here] = stage.schedule.locate(indices[here] - stage.start)
+            occurrence[here] += stage.before[source[here]]
         size = np.maximum(self.sizes, 1)[source]
         epoch, position = np.divmod(occurrence, size)
         key = np.full(indices.shape, self.seed % 2**64, np.uint64)
@@ -79,114 +154,58 @@ class Mixture:
 
     def counts(self, index: int) -> np.ndarray:
         """int64 [sources]: samples of each source among samples 0 .. index - 1."""
-        return self._schedule.counts(np.asarray([index], np.int64))[0]
+        stage = self.stage(index)
+        passed = np.asarray([index - stage.start], np.int64)
+        return stage.before + stage.schedule.counts(passed)[0]
 
+    def stage(self, index: int) -> Stage:
+        """The stage that sample `index` is in."""
+        return self.stages[int(np.searchsorted(self._starts, index, side="right")) - 1]
 
-def exact_shares(weights: Mapping[str, float]) -> tuple[Fraction, ...]:
-    """Weights as fractions that sum to 1.
+    def _plan(self, pieces: Sequence[tuple[int, Weights]]) -> tuple[tuple[Stage, ...], int | None]:
+        """The stages and the length, from (first sample, weights)."""
+        stages, position = [], 0
+        before = np.zeros(len(self.names), np.int64)
+        stops = [start for start, _ in pieces[1:]]
+        for (_, weights), stop in itertools.zip_longest(pieces, stops):
+            while stop is None or position < stop:
+                stage = self._stage(position, weights, before)
+                if stage is None:
+                    return tuple(stages), position
+                stages.append(stage)
+                ends = [] if stop is None else [stop]
+                for k, quota in enumerate(self._quota):
+                    if quota and stage.shares[k]:
+                        left = quota - int(before[k])
+                        ends.append(position + stage.schedule.first_with(k, left))
+                if not ends:
+                    return tuple(stages), None
+                passed = np.asarray([min(ends) - position], np.int64)
+                before = before + stage.schedule.counts(passed)[0]
+                position = min(ends)
+        raise AssertionError("the last weights hold until all is used up, or without end")
 
-    A weight means what its decimal says (0.1 is 1/10). Shares without a common denominator up to
-    10,000 are rounded to 1/10,000, by largest remainder.
-    """
-    if not weights:
-        raise ValueError("a mixture needs at least one source")
-    for name, weight in weights.items():
-        if not math.isfinite(weight) or weight < 0:
-            raise ValueError(f"source {name!r} has weight {weight}: it must be finite and >= 0")
-    exact = [Fraction(str(weight)) for weight in weights.values()]
-    total = sum(exact)
-    if total == 0:
-        raise ValueError(
-            f"the weights of {', '.join(weights)} are all 0: give one of them a weight"
+    def _stage(self, start: int, weights: Weights, before: np.ndarray) -> Stage | None:
+        """None if what is left has no weight."""
+        out = {n for n, quota, b in zip(self.names, self._quota, before) if quota and b >= quota}
+        configured = nested_shares(weights, self._group_of, out)
+        if out and not any(configured.values()):
+            return None
+        samples = configured
+        if self.loss_tokens is not None:
+            samples = {
+                name: share / Fraction(str(self.loss_tokens[name]))
+                for name, share in configured.items()
+            }
+        shares = exact_shares(samples, self._group_of)
+        order = [k for members in self.members.values() for k in members.tolist()]
+        return Stage(
+            start,
+            np.asarray([float(share) for share in configured.values()]),
+            shares,
+            before,
+            Schedule(shares, order or None),
         )
-    shares = [weight / total for weight in exact]
-    if math.lcm(*(share.denominator for share in shares)) <= MAX_DENOMINATOR:
-        return tuple(shares)
-    scaled = [share * MAX_DENOMINATOR for share in shares]
-    rounded = [math.floor(s) for s in scaled]
-    by_remainder = sorted(range(len(scaled)), key=lambda k: rounded[k] - scaled[k])
-    for k in by_remainder[: MAX_DENOMINATOR - sum(rounded)]:
-        rounded[k] += 1
-    for name, share, units in zip(weights, shares, rounded):
-        if share and not units:
-            raise ValueError(
-                f"source {name!r} has {float(share):.2g} of all samples, less than "
-                f"1/{MAX_DENOMINATOR}: raise its weight or set it to 0"
-            )
-    return tuple(Fraction(units, MAX_DENOMINATOR) for units in rounded)
-
-
-class _Schedule:
-    """The source of every slot, and how often it came before."""
-
-    def __init__(self, shares: Sequence[Fraction]):
-        owned = np.asarray([math.floor(BLOCK * s) for s in shares], np.int64)
-        free = BLOCK - int(owned.sum())
-        denominator = math.lcm(*(s.denominator for s in shares))
-        blocks = denominator // math.gcd(denominator, BLOCK)
-        extra = np.asarray(
-            [int(blocks * (BLOCK * s - math.floor(BLOCK * s))) for s in shares], np.int64
-        )
-        sources = len(shares)
-        # One block: the source of each slot, or `sources` for a free slot.
-        word = spread([*owned.tolist(), free])
-        one_hot = word[:, None] == np.arange(sources + 1)
-        before = np.cumsum(one_hot, 0) - one_hot
-        # Free slots, by (block of the cycle, number in the block). Writing each source's slots one
-        # after the other down the columns keeps its occurrences a block or more apart.
-        holder = np.repeat(np.arange(sources), extra).reshape(free, blocks).T
-        per_block = (holder[:, :, None] == np.arange(sources)).sum(1)
-        self._sources, self._blocks = sources, blocks
-        self._owned, self._per_cycle = owned, blocks * owned + extra
-        self._word, self._before, self._free_before = word, before[:, :-1], before[:, -1]
-        self._holder = holder
-        self._extra_before = np.cumsum(per_block, 0) - per_block
-
-    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [n] -> source int32 [n], number of earlier samples of that source int64 [n]."""
-        block, slot = np.divmod(indices, BLOCK)
-        source = self._word[slot]
-        is_free = source == self._sources
-        source[is_free] = self._holder[
-            block[is_free] % self._blocks, self._free_before[slot[is_free]]
-        ]
-        rows = np.arange(len(indices))
-        return source.astype(np.int32), self.counts(indices)[rows, source]
-
-    def counts(self, indices: np.ndarray) -> np.ndarray:
-        """int64 [n] -> int64 [n, sources]: samples of each source before each index."""
-        block, slot = np.divmod(indices, BLOCK)
-        cycle, block = np.divmod(block, self._blocks)
-        count = cycle[:, None] * self._per_cycle + block[:, None] * self._owned
-        count += self._extra_before[block] + self._before[slot]
-        passed = np.arange(self._holder.shape[1]) < self._free_before[slot][:, None]
-        holder = np.where(passed, self._holder[block], -1)
-        return count + (holder[:, :, None] == np.arange(self._sources)).sum(1)
-
-
-def spread(quotas: Sequence[int]) -> np.ndarray:
-    """int64 [sum of quotas]: letter k quotas[k] times, spread evenly.
-
-    Before every position, letter k came within one of position * quotas[k] / total times.
-    (Tijdeman, The chairman assignment problem, 1980: among the letters that may come now, take the
-    one that must come first.)
-    """
-    quota = np.asarray(quotas, np.float64)
-    total = int(quota.sum())
-    letters = np.flatnonzero(quota)
-    if len(letters) == 1:
-        return np.full(total, letters[0])
-    rate = quota[letters] / total
-    slack = 1 / (2 * len(letters) - 2)
-    count = np.zeros(len(letters))
-    word = np.zeros(total, np.int64)
-    for position in range(total):
-        may_come = rate * (position + 1) - count >= slack - 1e-9
-        deadline = np.where(may_come, (count + 1 - slack) / rate, np.inf)
-        chosen = int(np.argmin(deadline))
-        count[chosen] += 1
-        word[position] = letters[chosen]
-    return word
 
 
 def permute(position: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The one training loop, for every stage.
 
 Order within a step, which resume relies on: take the batch of step s, update, log if due, save if
-due. A checkpoint at step s therefore means "samples [0, s * batch_size) are used".
+due. A checkpoint at step s therefore means "samples [0, s * samples_per_step) are used".
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vla_jax.data.mixture import Mixture
 from vla_jax.sharding.mesh import to_global
 from vla_jax.training.augment import AugmentConfig
 from vla_jax.training.metrics import MetricWriter
@@ -61,12 +62,16 @@ class TrainConfig:
 
 
 class Window:
-    """Sums over the steps since the last log line."""
+    """Sums over the steps since the last log line.
 
-    def __init__(self, source_names: Sequence[str], weights: Sequence[float]):
-        self._names = source_names
-        self._weights = np.asarray(weights) / np.sum(weights)
-        self._total = {key: np.zeros(len(source_names)) for key in ("samples", "tokens")}
+    Args:
+      mixture: whose sources the metrics are sums by.
+      samples_per_step: samples that an update uses.
+    """
+
+    def __init__(self, mixture: Mixture, samples_per_step: int):
+        self._mixture, self._per_step = mixture, samples_per_step
+        self._stage, self._stage_tokens = mixture.stages[0], np.zeros(len(mixture.names))
         self.reset()
 
     def reset(self) -> None:
@@ -78,8 +83,8 @@ class Window:
         self._metrics.append(metrics)
         self._input_wait += input_wait
 
-    def scalars(self) -> dict[str, float]:
-        """Means over the window, and the mixture's realised ratio since the start.
+    def scalars(self, step: int) -> dict[str, float]:
+        """Means over the window, which ends with update number `step`, and the mixture's shares.
 
         Of each source, `truncated_share` of its samples had an answer that was cut, and
         `left_out_share` of what was packed did not fit its row (only where there are any). Of all
@@ -108,9 +113,7 @@ class Window:
         }
         out["speed/samples_per_s"] = float(sums["samples"].sum() / elapsed)
         out["padding_share"] = float(1 - sums["used"].sum() / len(metrics))
-        for key, total in self._total.items():
-            total += sums[key]
-        for s, name in enumerate(self._names):
+        for s, name in enumerate(self._mixture.names):
             if sums["tokens"][s]:
                 out[f"{name}/loss"] = float(sums["loss"][s] / sums["tokens"][s])
                 out[f"{name}/token_accuracy"] = float(sums["correct"][s] / sums["tokens"][s])
@@ -119,9 +122,37 @@ class Window:
             if sums["left_out"][s]:
                 seen = sums["samples"][s] + sums["left_out"][s]
                 out[f"{name}/left_out_share"] = float(sums["left_out"][s] / seen)
-            for key, total in self._total.items():
-                out[f"{name}/share_of_{key}"] = float(total[s] / total.sum())
-            out[f"{name}/share_configured"] = float(self._weights[s])
+        tokens = np.asarray([m["by_source"]["tokens"] for m in metrics], np.float64)
+        return out | self._shares(step, tokens)
+
+    def _shares(self, step: int, tokens: np.ndarray) -> dict[str, float]:
+        """What part of the samples and loss tokens each source and group has had and should have.
+
+        Since the mixture's shares last changed; tokens at most since this process started. And how
+        often each source has been gone through since the start of the run.
+
+        Args:
+          tokens: float64 [steps of the window, sources].
+        """
+        end, mixture = step * self._per_step, self._mixture
+        stage = mixture.stage(end - 1)
+        if stage is not self._stage:
+            self._stage, self._stage_tokens = stage, np.zeros(len(mixture.names))
+        step_end = end - self._per_step * np.arange(len(tokens))[::-1]
+        self._stage_tokens += tokens[step_end > stage.start].sum(0)
+        counts = mixture.counts(end)
+        shares = {
+            "share_of_samples": (counts - stage.before) / (end - stage.start),
+            "share_of_tokens": self._stage_tokens / max(1.0, self._stage_tokens.sum()),
+            "share_configured": stage.configured,
+        }
+        out = {}
+        for s, name in enumerate(mixture.names):
+            out |= {f"{name}/{key}": float(share[s]) for key, share in shares.items()}
+            out[f"{name}/epoch"] = float(counts[s] / max(1, mixture.sizes[s]))
+        for group, members in mixture.members.items():
+            for key, share in shares.items():
+                out[f"group/{group}/{key}"] = float(share[members].sum())
         return out
 
 
@@ -133,8 +164,8 @@ def fit(
     *,
     mesh: Mesh,
     writer: MetricWriter,
-    source_names: Sequence[str],
-    source_weights: Sequence[float],
+    mixture: Mixture,
+    samples_per_step: int,
     save: Callable[[int, TrainState], None],
     print_line: Callable[[str], None] = print,
 ) -> TrainState:
@@ -142,10 +173,12 @@ def fit(
 
     Args:
       batches: host-local batches, the first one that of the state's step.
+      mixture: that they are made from.
+      samples_per_step: samples that an update uses.
       save: called with (step, state) every `checkpoint_every` steps and after the last one.
     """
     start = int(state["step"])
-    window = Window(source_names, source_weights)
+    window = Window(mixture, samples_per_step)
     in_flight: collections.deque[jax.Array] = collections.deque()
     begun = time.perf_counter()
     for step in range(start + 1, config.steps + 1):
@@ -160,16 +193,16 @@ def fit(
         if step == start + 1:
             # The first step compiles; it would make every speed figure of this window wrong.
             metrics["loss"].block_until_ready()
-            first = window.scalars()
+            first = window.scalars(step)
             writer.write(step, {k: v for k, v in first.items() if not k.startswith("speed/")})
             print_line(f"step {step}: compiled in {time.perf_counter() - begun:.1f} s")
             window.reset()
             begun = time.perf_counter()
         elif step % config.log_every == 0 or step == config.steps:
-            scalars = window.scalars()
+            scalars = window.scalars(step)
             writer.write(step, scalars)
             eta = (config.steps - step) * (time.perf_counter() - begun) / (step - start - 1)
-            print_line(_progress(step, config.steps, scalars, source_names, eta))
+            print_line(_progress(step, config.steps, scalars, mixture.names, eta))
             window.reset()
         if step % config.checkpoint_every == 0 or step == config.steps:
             save(step, state)

@@ -18,7 +18,7 @@ from vla_jax.data.doctor.motion import Gripper, GripperState, Idle, Lag
 from vla_jax.data.doctor.pictures import Pictures, colour_findings
 from vla_jax.data.doctor.rate import rate_findings, step_intervals
 from vla_jax.data.doctor.values import Duplicates, Finite, Instructions, Lengths, Ranges
-from vla_jax.data.mixture import exact_shares
+from vla_jax.data.shares import starting_shares
 from vla_jax.data.sources.base import EpisodicSource, Source, Track
 from vla_jax.data.sources.opening import open_source
 from vla_jax.data.statistics import Statistics
@@ -132,17 +132,17 @@ class Report:
 
 
 def examine(data: DataConfig, options: Options = Options()) -> Report:
-    """Looks at every data set with a weight. What is wrong with one becomes a finding.
+    """Looks at every data set that ever has a weight. What is wrong with one becomes a finding.
 
     Raises ValueError for weights that make no mixture.
     """
     begun = time.monotonic()
-    shares = exact_shares({name: config.weight for name, config in data.sources.items()})
+    shares = starting_shares(data)
     reports: list[SourceReport] = []
-    for (name, config), share in zip(data.sources.items(), shares):
-        if not share:
+    for name, config in data.sources.items():
+        if not data.uses(name):
             continue
-        report = SourceReport(name, config, float(share))
+        report = SourceReport(name, config, float(shares[name]))
         reports.append(report)
         try:
             source = open_source(name, config)

@@ -33,10 +33,11 @@ class Stage:
         return [step for step, _ in found], [value for _, value in found]
 
     def sources(self) -> list[str]:
-        """Names of the data sets that were trained on."""
+        """Names of the data sets that were trained on, without their groups."""
         last = self.metrics[-1] if self.metrics else {}
         suffix = "/share_configured"
-        return [name.removesuffix(suffix) for name in last if name.endswith(suffix)]
+        names = [name.removesuffix(suffix) for name in last if name.endswith(suffix)]
+        return [name for name in names if not name.startswith("group/")]
 
     def value(self, *keys: str) -> Any:
         """A value of the config, None if it is not there."""
