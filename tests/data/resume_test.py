@@ -124,7 +124,7 @@ def test_reading_ahead_of_the_end_of_the_data_stops_no_batch_before_it():
     loader = Loader(mixture, red, BUILDER, batch_size=10, image_size=16, prefetch=4)
     rows = [row.tobytes() for batch in itertools.islice(loader, 9) for row in batch["tokens"]]
     assert len(set(rows)) == 90
-    with pytest.raises(ValueError, match="sample 99 of a mixture that is used up after 90"):
+    with pytest.raises(StopIteration):
         next(loader)
     loader.close()
 
