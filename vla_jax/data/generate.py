@@ -5,18 +5,14 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import functools
-import io
 import multiprocessing
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, TypedDict
-
-import numpy as np
-from PIL import Image
+from typing import NamedTuple, TypedDict
 
 from vla_jax.corpus.dataset import Corpus
 from vla_jax.corpus.scenes import LEAST_PX
+from vla_jax.data.encoding import ImageFormat, encode_image
 
-ImageFormat = Literal["png", "jpeg"]
 CHUNK = 64
 
 
@@ -28,16 +24,6 @@ class ImageTextRow(TypedDict):
     answer: str
     task: str
     language: str
-
-
-def encode_image(image: np.ndarray, image_format: ImageFormat) -> bytes:
-    """uint8 [h, w, 3] -> PNG (fast rather than small) or JPEG (quality 95, full colour)."""
-    buffer = io.BytesIO()
-    if image_format == "png":
-        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    else:
-        Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()
 
 
 def corpus_rows(

@@ -6,6 +6,7 @@ pauses; a file that is not there, or not ours to read, is an error at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import glob
@@ -15,11 +16,12 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import stat
 import sys
-import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, TypeVar, cast
@@ -126,14 +128,25 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
         return
     target = pathlib.Path(text)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=target.name, dir=target.parent)
+    # Not by mkstemp, whose files only their owner may read.
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        temporary.write_bytes(data)
         os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_directory(path: str | os.PathLike[str]) -> None:
+    """Removes a directory and all that is in it; nothing happens if it is not there."""
+    text = _text(path)
+    if not is_remote(text):
+        shutil.rmtree(text, ignore_errors=True)
+        return
+    system, inner = _backend(text)
+    with contextlib.suppress(FileNotFoundError):
+        _repeat(text, lambda: system.rm(inner, recursive=True))
 
 
 def open_file(facts: FileFacts) -> BinaryIO:

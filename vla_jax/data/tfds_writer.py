@@ -11,8 +11,6 @@ import itertools
 import os
 import pathlib
 import shutil
-import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -22,6 +20,7 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data.generate import ImageTextRow
+from vla_jax.data.progress import Progress
 from vla_jax.data.sources.episodes import SPEC_KEY
 from vla_jax.data.staged import EpisodeRow
 
@@ -224,7 +223,7 @@ def _write(
             metadata=tfds.core.MetadataDict(metadata),
         )
         writer = tfds.core.SequentialWriter(info, rows_per_shard, file_format=file_format)
-        progress = _Progress(name, total)
+        progress = Progress(name, total)
         # tfds writes the metadata again after each chunk.
         while chunk := list(itertools.islice(rows, max(1, rows_per_shard // 16))):
             by_split: dict[str, list[dict[str, Any]]] = {}
@@ -255,31 +254,3 @@ def _new_directory(path: pathlib.Path, *, overwrite: bool) -> Iterator[pathlib.P
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-class _Progress:
-    """A line on stderr every few seconds."""
-
-    def __init__(self, name: str, total: int | None, every_s: float = 5.0):
-        self.done = 0
-        self._name, self._total, self._every_s = name, total, every_s
-        self._start = self._printed = time.monotonic()
-
-    def add(self, rows: int) -> None:
-        self.done += rows
-        now = time.monotonic()
-        if now - self._printed < self._every_s:
-            return
-        self._printed = now
-        rate = self.done / (now - self._start)
-        left = f", {(self._total - self.done) / rate:.0f} s left" if self._total else ""
-        print(
-            f"{self._name}: {self.done}{f'/{self._total}' if self._total else ''} written, "
-            f"{rate:.0f}/s{left}",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def finish(self, out_dir: pathlib.Path) -> None:
-        seconds = time.monotonic() - self._start
-        print(f"{self._name}: {self.done} written to {out_dir} in {seconds:.0f} s", flush=True)

@@ -135,7 +135,7 @@ def policy_agent(policy: Policy, temperature: float = 0.0, execute_steps: int = 
             instructions = [v.info["instruction"] for v in due]
             seeds = [(v.plan.seed * 1009 + v.step) % 2**31 for v in due]
             result = policy.act(images, instructions, temperature=temperature, seeds=seeds)
-            for view, actions, ids in zip(due, *result):
+            for view, actions, ids in zip(due, result.actions, result.ids):
                 chunks[view.plan.number] = actions, tokenizer.text(ids)
         current = [chunks[v.plan.number] for v in views]
         return Moves(

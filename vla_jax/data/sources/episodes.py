@@ -128,6 +128,11 @@ class EpisodeSource:
         return self._records.files
 
     @property
+    def views(self) -> tuple[str, ...]:
+        """Names of an example's images."""
+        return self._layout.images
+
+    @property
     def num_episodes(self) -> int:
         return len(self._starts) - 1
 

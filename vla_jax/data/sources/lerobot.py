@@ -91,6 +91,11 @@ class LeRobotSource:
         return self._starts[-1]
 
     @property
+    def views(self) -> tuple[str, ...]:
+        """Names of an example's images."""
+        return self._cameras
+
+    @property
     def num_episodes(self) -> int:
         return len(self._episodes)
 

@@ -9,6 +9,8 @@ from vla_jax.data.config import SourceConfig
 from vla_jax.data.oxe.record import measure
 from vla_jax.data.oxe.records import find_record
 from vla_jax.data.sources.base import Source
+from vla_jax.data.sources.converted import open_converted
+from vla_jax.data.sources.custom import open_custom
 from vla_jax.data.sources.episodes import EpisodeLayout, EpisodeSource
 from vla_jax.data.sources.image_text import PROMPT_AND_ANSWER, ImageTextSource
 from vla_jax.data.sources.jsonl import PREFIX_AND_SUFFIX, JsonlSource
@@ -35,6 +37,8 @@ def open_source(
     Arguments as for `EpisodeSource`; `robot_prompts` are its templates. Raises as the sources do.
     """
     split = split or config.split
+    if config.kind == "python":
+        return open_custom(name, config.path, split)
     if config.kind == "image_text":
         texts = _texts(config, PROMPT_AND_ANSWER)
         return ImageTextSource(name, config.path, split, image=config.image or "image", texts=texts)
@@ -48,13 +52,10 @@ def open_source(
             image=config.image or "image",
             texts=_texts(config, PREFIX_AND_SUFFIX),
         )
-    robot = {
-        "expected_spec": expected_spec,
-        "chunk": chunk,
-        "frames": frames,
-        "cache_bytes": cache_bytes,
-        "templates": robot_prompts,
-    }
+    robot = {"expected_spec": expected_spec, "chunk": chunk, "frames": frames}
+    if config.kind == "array_record":
+        return open_converted(name, config.path, split, cameras=config.cameras, **robot)
+    robot |= {"cache_bytes": cache_bytes, "templates": robot_prompts}
     if config.kind == "lerobot":
         return LeRobotSource(
             name, config.path, split, cameras=config.cameras, state=config.state, **robot

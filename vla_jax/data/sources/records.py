@@ -113,7 +113,7 @@ class RecordFiles:
                 "`tfds convert_format`"
             )
         if kind == "array_record":
-            return _ArrayRecords(self.name, self.files, lengths)
+            return ArrayRecords(self.files, lengths, said_by="dataset_info.json")
         if kind == "tfrecord":
             return _TfRecords(self.name, self.files, lengths)
         raise ValueError(
@@ -126,15 +126,22 @@ class _Shards(Protocol):
     def read(self, shard: int, number: int) -> bytes: ...
 
 
-class _ArrayRecords:
-    """Readers are opened at first use and kept."""
+class ArrayRecords:
+    """ArrayRecord files on a local disk. Readers are opened at first use and kept.
 
-    def __init__(self, name: str, files: Sequence[FileFacts], lengths: Sequence[int]):
-        self._name, self._files, self._lengths = name, files, lengths
+    Args:
+      files: the shards.
+      lengths: records of each.
+      said_by: where the lengths are from, for messages.
+    """
+
+    def __init__(self, files: Sequence[FileFacts], lengths: Sequence[int], *, said_by: str):
+        self._files, self._lengths, self._said_by = files, lengths, said_by
         self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
 
     def read(self, shard: int, number: int) -> bytes:
+        """Record `number` of a shard. Raises ValueError or RuntimeError if it cannot be read."""
         with self._lock:
             if shard not in self._readers:
                 self._readers[shard] = self._open(shard)
@@ -146,7 +153,7 @@ class _ArrayRecords:
         )
         if reader.num_records() != self._lengths[shard]:
             raise ValueError(
-                f"{reader.num_records()} records can be read, dataset_info.json says "
+                f"{reader.num_records()} records can be read, {self._said_by} says "
                 f"{self._lengths[shard]}: the file is cut off, damaged or of another data set; "
                 "copy or write it again"
             )
