@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vla_jax import config as config_lib
+from vla_jax.data.packing import Packing
 
 CONFIG = """
 import ml_collections
@@ -102,6 +103,47 @@ def test_a_value_the_section_refuses_names_the_section(config_file):
     raw = config_lib.load_config(config_file, ["model.preset=tiney"])
     with pytest.raises(ValueError, match=r"model: .*tiney.*did you mean 'tiny'"):
         config_lib.parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.examples_per_row=0"], "data.examples_per_row must be at least 1, got 0"),
+        (["data.examples_per_row=2"], "data.row_tokens 0 must hold at least one example of .* 64"),
+        (["data.row_tokens=80"], "data.row_tokens is for data.examples_per_row above 1"),
+        (["data.robot_prompts=()"], "needs at least one template"),
+        (["data.robot_prompts=('do {x}',)"], r"'do \{x\}' has the fields \('x',\): it needs"),
+        (["data.state.low=(1,)"], "data.state has bounds but is of kind 'none'"),
+        (["data.state.kind=tokens"], "a low and a high bound for each"),
+        (
+            ["data.state.kind=vector", "data.state.low=(0,)", "data.state.high=(1,)"],
+            "model.state_size is 0, and data.state gives 1 numbers",
+        ),
+        (["model.state_size=3"], "model.state_size is 3, and data.state gives 0 numbers"),
+        (["model.state_size=-1"], "model.state_size must be at least 0"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(config_file, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        config_lib.parse(config_lib.load_config(config_file, overrides))
+
+
+def test_packing_states_and_phrasings_come_from_the_config(config_file):
+    overrides = [
+        "data.examples_per_row=4",
+        "data.row_tokens=100",
+        "data.robot_prompts=('do {instruction}', 'please {instruction}')",
+        "data.state.kind=vector",
+        "data.state.low=(-1, 0)",
+        "data.state.high=(1, 2)",
+        "model.state_size=2",
+    ]
+    config = config_lib.parse(config_lib.load_config(config_file, overrides))
+    assert config.data.packing == Packing(4, 100, 64) and config.data.row_lengths == (100, 64)
+    assert config.data.robot_prompts == ("do {instruction}", "please {instruction}")
+    assert config_lib.from_json(config_lib.to_json(config), where="there") == config
+    plain = config_lib.parse(config_lib.load_config(config_file))
+    assert plain.data.packing is None and plain.data.row_lengths == (64, 16)
 
 
 @pytest.mark.parametrize(

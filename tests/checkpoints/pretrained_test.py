@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -67,6 +68,18 @@ def test_npz_round_trip(config, tmp_path):
         want = np.asarray(flatten(params)[name]).astype(np.float16)
         assert np.array_equal(x.astype(np.float16), want), name
     assert is_pretrained(tmp_path / "a.npz") and not is_pretrained(tmp_path)
+
+
+def test_a_state_that_a_file_does_not_know_starts_fresh(config, tmp_path):
+    params, with_state = _init(config), dataclasses.replace(config, state_size=3)
+    save_params(tmp_path / "a.npz", params)
+    found, changes = _load(tmp_path / "a.npz", with_state)
+    assert [c.name for c in changes if c.status == "fresh"] == ["state/kernel"]
+    assert _same({k: found[k] for k in ("img", "llm")}, params)
+    np.testing.assert_array_equal(found["state"]["kernel"], _fresh(with_state)["state"]["kernel"])
+    save_params(tmp_path / "b.npz", _init(with_state, 1))
+    again, changes = _load(tmp_path / "b.npz", with_state)
+    assert _same(again, _init(with_state, 1)) and {c.status for c in changes} == {"loaded"}
 
 
 def test_every_device_gets_its_shards(config, tmp_path, monkeypatch):

@@ -713,3 +713,12 @@ def test_frames_that_are_not_there(tmp_path, sets):
 def _change_spec_rate(path: Path, control_hz: float) -> None:
     file = path / "meta/action_spec.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "control_hz": control_hz}))
+
+
+def test_a_prompt_in_several_phrasings(data):
+    source = LeRobotSource(
+        "arm", data, cameras=CAMERAS, templates=("{instruction}!", "do {instruction}")
+    )
+    plain = LeRobotSource("arm", data, cameras=CAMERAS)
+    instruction = plain.track(1).instructions[0]
+    assert source.read(LENGTHS[0]).prompt == (f"{instruction}!", f"do {instruction}")

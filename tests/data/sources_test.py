@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import struct
@@ -12,12 +13,20 @@ import tensorflow_datasets as tfds
 from tests.data.examples import LENGTHS, encoded, episode, episodes, pixels, rows
 from vla_jax.actions.spec import end_effector_spec
 from vla_jax.data import storage
+from vla_jax.data.config import SourceConfig
 from vla_jax.data.sources.episodes import EpisodeLayout, EpisodeSource
 from vla_jax.data.sources.image_text import ImageTextSource
+from vla_jax.data.sources.opening import open_source
 from vla_jax.data.sources.records import RecordFiles
 from vla_jax.data.sources.texts import TextLayout
 from vla_jax.data.tfds_writer import write_episodes
-from vla_jax.text.prompts import CAPTION_TEMPLATE, QUESTION_TEMPLATE, robot_prompt
+from vla_jax.text.prompts import (
+    CAPTION_TEMPLATE,
+    PLAN_TEMPLATE,
+    QUESTION_TEMPLATE,
+    ROBOT_TEMPLATE,
+    robot_prompt,
+)
 
 
 def _steps_by_tfds(path, split):
@@ -145,7 +154,26 @@ def test_pictures_that_repeat_frames_states_and_plans(tmp_path, spec, file_forma
         np.testing.assert_array_equal(example.state[:8], expected["state"][step])
         assert example.state[8] == reward
         assert example.plan == expected["instruction"]
+        assert example.prompt == robot_prompt(expected["instruction"], PLAN_TEMPLATE)
     np.testing.assert_array_equal(source.track(1).state[:, :8], four(1)["state"])
+
+
+def test_a_robots_prompt_in_several_phrasings(robot_data):
+    config = SourceConfig("episodes", str(robot_data))
+    plain = open_source("robot", config)
+    both = open_source("robot", config, robot_prompts=("please {instruction}", ROBOT_TEMPLATE))
+    planned = open_source(
+        "robot",
+        dataclasses.replace(config, plan="steps/language_instruction"),
+        robot_prompts=("x",),
+    )
+    for index in range(len(plain)):
+        instruction = plain.track(plain.locate(index)[0]).instructions[0]
+        prompt = plain.read(index).prompt
+        assert prompt == f"Q: what action should the robot take to {instruction}? A:"
+        assert both.read(index).prompt == (f"please {instruction}", prompt)
+        assert planned.read(index).plan == instruction
+        assert planned.read(index).prompt == f"Instruction: {instruction}. Plan:"
 
 
 def test_damaged_episodes_are_left_out_up_to_a_number(tmp_path, spec, capsys):

@@ -19,7 +19,7 @@ from vla_jax.models.linear import Dense, LayerNorm
 from vla_jax.models.presets import PRESETS, ModelConfig
 from vla_jax.models.stack import unstack_layers
 from vla_jax.models.vit import Convolution, PatchEmbedding
-from vla_jax.models.vla import Vla, init_params
+from vla_jax.models.vla import State, Vla, init_params
 
 CONFIG = ModelConfig("tiny", image_size=28, compute_dtype="float32")
 RNG = np.random.default_rng(0)
@@ -178,6 +178,39 @@ def test_layers_taken_apart_decode_the_same(params):
     for tree in (params, apart):
         got = decode(tree, images, tokens[:, :6], prompt, *options)
         np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("image_sees_text", [True, False])
+def test_a_state_is_one_position_or_none(image_sees_text):
+    """Prefill equals the full forward; a row without a state is that of a model without one."""
+    config = dataclasses.replace(CONFIG, image_sees_text=image_sees_text, state_size=3)
+    params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
+    assert params["state"]["kernel"].shape == (3, 32)
+    images, tokens, causal, valid = _inputs()
+    values = RNG.normal(size=(3, 3)).astype(np.float32)
+    state = State(values, np.array([True, False, True]))
+    model = Vla(config)
+    run = jax.jit(
+        lambda p, s: model.apply({"params": p}, images, tokens, causal, valid, state=s)[0]
+    )
+    full = run(params, state)
+    prompt = np.arange(6) < np.array([6, 4, 2])[:, None]
+    hidden, _, seen = jax.jit(
+        lambda p, *args: model.apply({"params": p}, *args, max_new_tokens=1, method="prefill")
+    )(params, images, tokens[:, :6], prompt, state)
+    np.testing.assert_allclose(hidden, full[np.arange(3), [5, 3, 1]], atol=1e-5)
+    assert np.asarray(seen)[:, 4].tolist() == [True, False, True]  # after 4 patches
+    plain = dataclasses.replace(config, state_size=0)
+    without = {k: params[k] for k in ("img", "llm")}
+    want = _run(Vla(plain), without, images, tokens, causal, valid)
+    np.testing.assert_allclose(full[1][valid[1]], want[1][valid[1]], atol=1e-5)
+    other = run(params, state._replace(values=values + 1))
+    assert np.abs(other - full)[[0, 2], 0].max() > 1e-3
+    np.testing.assert_array_equal(other[1], full[1])
+    with pytest.raises(ValueError, match="state_size is 3, and no state is given"):
+        model.apply({"params": params}, images, tokens, causal, valid)
+    with pytest.raises(ValueError, match="state_size is 0, and a state is given"):
+        Vla(plain).apply({"params": without}, images, tokens, causal, valid, state=state)
 
 
 def test_padding_changes_nothing(params):

@@ -29,6 +29,7 @@ def test_mesh_fills_one_axis():
         ("llm/layers/attn/q_einsum/w", (4, 4, 128, 32), P(None, "tensor", "fsdp", None)),
         ("img/stem_0/kernel", (4, 4, 3, 48), P(None, None, None, "fsdp")),
         ("img/Transformer/encoder_norm/scale", (128,), P()),
+        ("state/kernel", (7, 128), P(None, "fsdp")),
     ],
 )
 def test_specs(name, shape, spec):

@@ -310,7 +310,29 @@ def test_a_window_tells_the_share_of_cut_answers():
     window = Window(Mixture({"robot": 1, "web": 1}, {"robot": 9, "web": 9}, seed=0), 8)
     for truncated in ([0.0, 3.0], [0.0, 1.0]):
         sums = {"truncated": np.asarray(truncated), "samples": np.asarray([4.0, 4.0])}
-        sums |= {key: np.ones(2) for key in ("loss", "correct", "tokens", "left_out", "used")}
+        sums |= {key: np.ones(2) for key in ("loss", "correct", "tokens")}
+        sums |= {"left_out": np.asarray([0.0, 1.0]), "used": np.asarray([0.5, 0.25])}
         window.add({"loss": 1.0, "grad_norm": 1.0, "by_source": sums}, 0.0)
     scalars = window.scalars(2)
     assert scalars["robot/truncated_share"] == 0 and scalars["web/truncated_share"] == 0.5
+    assert scalars["web/left_out_share"] == 0.2 and "robot/left_out_share" not in scalars
+    assert scalars["padding_share"] == 0.25
+
+
+def test_a_run_of_packed_rows_has_the_loss_of_its_samples(data_sets):
+    """Rows of 2 as the config asks for them: the batches, the augmentation and the loss."""
+    augment = AugmentConfig(crop=0.5, brightness=0.4)
+    packed = make_config(data_sets, train__augment=augment)
+    data = dataclasses.replace(packed.data, examples_per_row=2, row_tokens=60)
+    packed = dataclasses.replace(packed, data=data)
+    single = make_config(data_sets, train__batch_size=16, train__augment=augment)
+    runs = [build_training(config) for config in (packed, single)]
+    batches = [next(run.loader(3)) for run in runs]
+    assert batches[0]["tokens"].shape == (8, 60) and batches[1]["tokens"].shape == (16, 40)
+    assert batches[0]["images"].shape[:2] == (8, 2) and not batches[0]["left_out"].any()
+    params = jax.jit(lambda: init_params(packed.model, jax.random.key(0)))()
+    losses = [jax.jit(run.loss_fn)(params, batch) for run, batch in zip(runs, batches)]
+    np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-5)
+    for key in ("loss", "correct", "tokens", "samples"):
+        np.testing.assert_allclose(losses[0][1][key], losses[1][1][key], rtol=1e-5)
+    assert runs[0].meta(3).next_sample == runs[1].meta(3).next_sample == 48

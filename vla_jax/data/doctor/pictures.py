@@ -12,6 +12,7 @@ from PIL import Image
 
 from vla_jax.data.doctor.findings import Finding
 from vla_jax.data.sources.base import Source
+from vla_jax.types import chosen
 
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP")  # that the loader decodes
 _BLANK = 2.0  # standard deviation of a picture's 0..255
@@ -91,9 +92,7 @@ class Pictures:
                 if pixels.std() < _BLANK:
                     self._blank.append(where)
                 if keep and not view and place == len(group) // 2:
-                    text = example.prompt if example.answer is None else (
-                        f"{example.prompt} {example.answer}"
-                    )  # fmt: skip
+                    text = " ".join(part for part in chosen(example) if part)
                     self.thumbnails.append(Thumbnail(_shrink(pixels), f"{where}: {text}"))
         if len(digests) >= 3:
             for view, same in enumerate(zip(*digests)):

@@ -395,16 +395,17 @@ def _read_metadata(directory: str, where: str) -> ConvertedMetadata:
     )
 
 
-def _bytes(features: Mapping[str, Any], key: str) -> bytes:
-    """b"" if there is none."""
-    return features[key].bytes_list.value[0] if key in features else b""
-
-
 def _texts(features: Mapping[str, Any], key: str) -> str | tuple[str, ...] | None:
+    """The text, or all if there are several; None if there is none."""
     if key not in features:
         return None
     texts = tuple(text.decode() for text in features[key].bytes_list.value)
     return texts[0] if len(texts) == 1 else texts
+
+
+def _bytes(features: Mapping[str, Any], key: str) -> bytes:
+    """b"" if there is none."""
+    return features[key].bytes_list.value[0] if key in features else b""
 
 
 def _floats(features: Mapping[str, Any], key: str) -> np.ndarray | None:
