@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.data.examples import LENGTHS, encoded, episode, pixels, rows
-from vla_jax.actions.spec import ActionDimension, ActionSpec
+from vla_jax.actions.spec import ActionDimension, ActionSpec, end_effector_spec
 from vla_jax.actions.uniform import UniformTokenizer
 from vla_jax.build import build_training, load_policy
 from vla_jax.config import Config
@@ -18,6 +18,7 @@ from vla_jax.models.vla import Segments, Vla, init_params, run_model
 from vla_jax.schema import from_dict
 from vla_jax.train import train
 
+ARM = end_effector_spec("arm", max_position_m=0.05, max_rotation_rad=0.1, control_hz=5)
 HAND = ActionSpec(
     "hand",
     tuple(ActionDimension(f"joint_{i}", "rad", -1.0 - i, 0.5 + i) for i in range(3)),
@@ -34,10 +35,10 @@ def hand_episode(number: int):
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, spec) -> Config:
+def config(tmp_path_factory) -> Config:
     at = tmp_path_factory.mktemp("robots")
     arm = (episode(i, n) for i, n in enumerate(LENGTHS))
-    write_episodes(arm, at / "arm", spec, name="arm", description="")
+    write_episodes(arm, at / "arm", ARM, name="arm", description="")
     write_episodes(map(hand_episode, range(5)), at / "hand", HAND, name="hand", description="")
     write_image_text({"train": rows("train", 12)}, at / "web", name="web", description="")
     cameras = ("steps/observation/image", "steps/observation/wrist")
@@ -53,20 +54,20 @@ def config(tmp_path_factory, spec) -> Config:
             },
             "max_tokens": 40, "max_answer_tokens": 10,
         },
-        "optimizer": {"learning_rate": 1e-3},
-        "train": {"steps": 2, "batch_size": 12, "log_every": 1, "checkpoint_every": 2},
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
+        "train": {"steps": 2, "batch_size": 24, "log_every": 1, "checkpoint_every": 2},
     })  # fmt: skip
 
 
-def test_each_robot_speaks_its_own_tokens(config, spec):
+def test_each_robot_speaks_its_own_tokens(config):
     run = build_training(dataclasses.replace(config))
     loader = run.loader(0)
     batch = next(loader)
     loader.close()
     ids = run.builder.vocabulary.integer_ids
-    tokenizers = {"arm": UniformTokenizer(spec, ids), "hand": UniformTokenizer(HAND, ids)}
-    source, record = run.mixture.locate(np.arange(12))
-    assert sorted(np.bincount(source).tolist()) == [4, 4, 4]
+    tokenizers = {"arm": UniformTokenizer(ARM, ids), "hand": UniformTokenizer(HAND, ids)}
+    source, record = run.mixture.locate(np.arange(24))
+    assert sorted(np.bincount(source).tolist()) == [8, 8, 8]
     for row, (k, i) in enumerate(zip(source.tolist(), record.tolist())):
         name = run.mixture.names[k]
         answer = batch["tokens"][row][batch["in_loss"][row]]
@@ -105,30 +106,30 @@ def test_a_view_that_is_not_there_changes_nothing(config, sees):
         )
 
 
-def test_a_policy_acts_for_the_robot_that_is_named(config, tmp_path, spec):
+def test_a_policy_acts_for_the_robot_that_is_named(config, tmp_path):
     train(config, str(tmp_path))
     policy, meta, _ = load_policy(tmp_path, batch_size=2)
-    assert meta.action_specs == (spec, HAND)
+    assert meta.action_specs == (ARM, HAND)
     images = np.zeros((1, 2, 28, 28, 3), np.uint8)
     assert isinstance(policy.answer(images, ["what is it?"])[0], str)
-    with pytest.raises(ValueError, match="say for which robot: test, hand"):
+    with pytest.raises(ValueError, match="say for which robot: arm, hand"):
         policy.act(images, ["wave"])
-    for name, wanted in (("test", spec), ("hand", HAND)):
+    for name, wanted in (("arm", ARM), ("hand", HAND)):
         actor = policy.for_robot(name)
         assert actor.action_spec == wanted
         [[action]] = actor.act(images, ["wave"]).actions
         assert action.shape == wanted.low.shape
         assert (wanted.low <= action).all() and (action <= wanted.high).all()
-    with pytest.raises(ValueError, match="no action tokens for robot 'leg', only for: test, hand"):
+    with pytest.raises(ValueError, match="no action tokens for robot 'leg', only for: arm, hand"):
         policy.for_robot("leg")
 
 
-def test_what_does_not_fit_together_is_refused(config, tmp_path, spec):
+def test_what_does_not_fit_together_is_refused(config, tmp_path):
     one_view = dataclasses.replace(config, model=dataclasses.replace(config.model, num_views=1))
     with pytest.raises(ValueError, match="num_views is 1, and a sample of these data has 2 images"):
         build_training(one_view).loader(0)
     dimensions = tuple(dataclasses.replace(d, high=d.high + 1) for d in HAND.dimensions)
-    other = dataclasses.replace(HAND, dimensions=dimensions, name=spec.name)
+    other = dataclasses.replace(HAND, dimensions=dimensions, name=ARM.name)
     write_episodes(map(hand_episode, range(2)), tmp_path / "d", other, name="d", description="")
     hand = dataclasses.replace(config.data.sources["hand"], path=str(tmp_path / "d"))
     sources = {**config.data.sources, "hand": hand}
