@@ -281,7 +281,7 @@ def inspect(config: Config, step: int, rows: int, out: Path | None, title: str) 
     tokenizer = make_action_tokenizer(config.data, vocabulary, action_spec_of(sources))
     builder = make_builder(config.data, vocabulary, tokenizer)
     loader = Loader(
-        make_mixture(config.data, sources),
+        make_mixture(config.data, sources, builder),
         sources,
         builder,
         batch_size=config.train.batch_size,

@@ -92,7 +92,8 @@ class WeightChange:
     """Other weights from a sample on.
 
     Attributes:
-      from_sample: the first one, >= 1. Update s (from 0) begins with sample s * train.batch_size.
+      from_sample: the first one, >= 1. Update s (from 0) begins with sample s * train.batch_size *
+        data.examples_per_row.
       sources, groups: name -> new weight; the others keep theirs.
       ramp_samples: over so many samples the weights go to the new ones in a straight line (in up to
         100 steps); 0: at once.
