@@ -33,12 +33,13 @@ LAYERS = {
     "evaluation": 5,
     "serving": 5,
     "config": 6,
-    "build": 7,
-    "train": 8,
-    "evaluate": 8,
-    "export": 8,
-    "serve": 8,
-    "plan": 8,
+    "build_data": 7,
+    "build": 8,
+    "train": 9,
+    "evaluate": 9,
+    "export": 9,
+    "serve": 9,
+    "plan": 9,
 }
 
 # Third-party package -> the only part that may import it.

@@ -24,16 +24,8 @@ from PIL import Image
 from vla_jax import config as config_lib
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.actions.tokenizer import ActionTokenizer
-from vla_jax.build import (
-    action_spec_of,
-    make_action_tokenizer,
-    make_builder,
-    make_mixture,
-    make_vocabulary,
-    open_sources,
-)
+from vla_jax.build_data import build_data
 from vla_jax.config import Config
-from vla_jax.data.loader import Loader
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.types import Batch
 
@@ -109,15 +101,15 @@ class Shown:
 
 
 def examples(
-    batch: Batch, row: int, builder: SequenceBuilder, sources: list[tuple[str, bool]]
+    batch: Batch, row: int, builder: SequenceBuilder, sources: list[tuple[str, str]]
 ) -> Iterator[Shown]:
     """What is in a row.
 
     Args:
-      sources: name of each, and whether it is a robot's.
+      sources: name of each, and of its ActionSpec, or "".
     """
 
-    def each(column: str, default=0) -> np.ndarray:
+    def each(column: str, default: int | np.ndarray = 0) -> np.ndarray:
         return np.atleast_1d(np.asarray(batch.get(column, default))[row])
 
     source = each("source")
@@ -129,11 +121,10 @@ def examples(
         ids = batch["tokens"][row, places]
         causal, in_loss = batch["attend_causal"][row, places], batch["in_loss"][row, places]
         kinds = np.where(in_loss, "loss", np.where(causal, "causal", "prompt")).tolist()
-        name, is_robot = sources[number]
+        name, robot = sources[number]
         spec = action = trained = None
-        if is_robot and len(ids):
-            tokenizer = builder.action_tokenizer
-            assert tokenizer is not None
+        if robot and len(ids):
+            tokenizer = builder.action_tokenizers[robot]
             begin = _action_begins(ids, causal, builder.plan_end)
             spec, action = tokenizer.spec, tokenizer.decode(ids[begin:-1])
             trained = _trained(in_loss[begin:-1], action, tokenizer)
@@ -276,29 +267,19 @@ def page(title: str, rows: list[str]) -> str:
 
 def inspect(config: Config, step: int, rows: int, out: Path | None, title: str) -> None:
     """Prints the first rows of a step's batch and, if `out` is given, writes `batch.html` there."""
-    sources = open_sources(config.data)
-    vocabulary = make_vocabulary(config)
-    tokenizer = make_action_tokenizer(config.data, vocabulary, action_spec_of(sources))
-    builder = make_builder(config.data, vocabulary, tokenizer)
-    loader = Loader(
-        make_mixture(config.data, sources, builder),
-        sources,
-        builder,
-        batch_size=config.train.batch_size,
-        image_size=config.data.image_size or config.model.image_size,
-        start_step=step,
-        readers=config.data.readers,
-        max_bad_records=config.data.max_bad_records,
-        packing=config.data.packing,
-    )
+    data = build_data(config)
+    loader = data.loader(step)
     try:
         batch = next(loader)
     finally:
         loader.close()
-    kinds = [(name, source.action_spec is not None) for name, source in sources.items()]
+    robots = [
+        (name, source.action_spec.name if source.action_spec else "")
+        for name, source in data.sources.items()
+    ]
     parts = []
     for row in range(min(rows, len(batch["tokens"]))):
-        shown = list(examples(batch, row, builder, kinds))
+        shown = list(examples(batch, row, data.builder, robots))
         print(f"row {row}: " + "\n  ".join("\n".join(map(as_text, shown)).split("\n")))
         parts.append(as_html(batch, row, shown))
     patches = batch["images"].shape[1] * config.model.num_patches
@@ -314,7 +295,7 @@ def inspect(config: Config, step: int, rows: int, out: Path | None, title: str) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, help="as for vla_jax.train")
     parser.add_argument("--step", type=int, default=0, help="whose batch")
     parser.add_argument("--rows", type=int, default=32, help="most rows to show")

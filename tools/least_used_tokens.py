@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vla_jax import config as config_lib
-from vla_jax.build import make_mixture, make_vocabulary, open_sources
+from vla_jax.build_data import make_mixture, make_vocabulary, open_sources
 from vla_jax.text.least_used import count_tokens, least_used, save_ids
 from vla_jax.types import chosen
 

@@ -1,23 +1,21 @@
-"""Config -> objects. The only place that knows every package."""
+"""Config -> what trains and acts. The only place that knows every package."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from vla_jax import schema
-from vla_jax.actions import stored
-from vla_jax.actions.spec import ActionSpec
 from vla_jax.actions.tokenizer import ActionTokenizer
+from vla_jax.build_data import RunData, build_data, make_builder, make_vocabulary
 from vla_jax.checkpoints.manager import CheckpointMeta, Checkpoints
 from vla_jax.checkpoints.pretrained import (
     FORMATS,
@@ -27,22 +25,13 @@ from vla_jax.checkpoints.pretrained import (
 )
 from vla_jax.checkpoints.same_config import require_same_config
 from vla_jax.config import Config
-from vla_jax.data.config import DataConfig
-from vla_jax.data.loader import Loader, queue_bytes
-from vla_jax.data.loss_tokens import mean_loss_tokens
 from vla_jax.data.mixture import Mixture
-from vla_jax.data.sequence import SequenceBuilder
-from vla_jax.data.sources.base import Source
-from vla_jax.data.sources.opening import open_source
-from vla_jax.data.state import StateInput
 from vla_jax.decoding.policy import Policy
 from vla_jax.models.lora import merge_lora
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import Vla, init_params
 from vla_jax.sharding.mesh import MeshConfig, make_mesh, replicated
-from vla_jax.text.least_used import load_ids
 from vla_jax.text.prompts import PLAN_TEMPLATE
-from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.training.augment import apply_changes, draw_changes
 from vla_jax.training.groups import freeze
 from vla_jax.training.losses import answer_loss
@@ -51,154 +40,14 @@ from vla_jax.training.step import LossFn, TrainState, make_init, state_shardings
 from vla_jax.types import Params
 
 
-def make_vocabulary(config: Config) -> Vocabulary:
-    """The config's vocabulary. Raises ValueError if it does not fit the model's table."""
-    rows = config.model.decoder.vocab_size
-    return Vocabulary(config.data.vocabulary or None, expected_size=rows)
-
-
-def make_action_tokenizer(
-    data: DataConfig, vocabulary: Vocabulary, spec: ActionSpec | None
-) -> ActionTokenizer | None:
-    """The config's action tokenizer; None if there is no robot data."""
-    if spec is None:
-        return None
-    config = data.actions
-    if config.tokenizer == "digits":
-        ids = vocabulary.digit_ids
-    else:
-        ids = _integer_ids(data, vocabulary)
-    return stored.make_tokenizer(config, spec, ids)
-
-
-def make_builder(
-    data: DataConfig, vocabulary: Vocabulary, tokenizer: ActionTokenizer | None
-) -> SequenceBuilder:
-    """The SequenceBuilder of a config."""
-    state = None
-    if data.state.kind != "none":
-        ids = _integer_ids(data, vocabulary) if data.state.kind == "tokens" else None
-        state = StateInput(data.state.low, data.state.high, ids)
-    return SequenceBuilder(
-        vocabulary,
-        tokenizer,
-        max_tokens=data.max_tokens,
-        max_answer_tokens=data.max_answer_tokens,
-        state=state,
-    )
-
-
-def _integer_ids(data: DataConfig, vocabulary: Vocabulary) -> np.ndarray:
-    """The 256 tokens that stand for integers: those named for actions, or the vocabulary's own."""
-    if data.actions.token_ids:
-        return load_ids(data.actions.token_ids, vocabulary)
-    return vocabulary.integer_ids
-
-
-def open_sources(data: DataConfig, queue_bytes: int = 0) -> dict[str, Source]:
-    """Opens every source that ever has a weight, by name.
-
-    Args:
-      queue_bytes: of `data.host_memory_gib`, what the loader needs. The sources share half of the
-        rest; reading and an allocator's gaps take the other half.
-
-    Raises ValueError if two robot data sets have different ActionSpecs, or memory is too short.
-    """
-    sources: dict[str, Source] = {}
-    spec: ActionSpec | None = None
-    wanted = {name: config for name, config in data.sources.items() if data.uses(name)}
-    cache_bytes = int(data.host_memory_gib * 2**30) - queue_bytes
-    if cache_bytes < 0:
-        raise ValueError(
-            f"data.host_memory_gib {data.host_memory_gib:g} is less than the batches of a process "
-            f"need, {queue_bytes / 2**30:.2f} GiB: raise it, or lower data.prefetch, data.threads "
-            "or train.batch_size"
-        )
-    for name, config in wanted.items():
-        source = open_source(
-            name,
-            config,
-            expected_spec=spec,
-            chunk=data.actions.chunk,
-            frames=data.frames,
-            max_bad_records=data.max_bad_records,
-            cache_bytes=cache_bytes // 2 // len(wanted),
-            robot_prompts=data.robot_prompts,
-        )
-        sources[name] = source
-        spec = spec or source.action_spec
-    return sources
-
-
-def make_mixture(
-    data: DataConfig,
-    sources: dict[str, Source],
-    builder: SequenceBuilder | None = None,
-    stored: CheckpointMeta | None = None,
-) -> Mixture:
-    """The order of samples over the opened sources.
-
-    Args:
-      builder: measures loss tokens, where weights are in those.
-      stored: of the checkpoint that the run goes on from: its measure is kept.
-    """
-    tokens = None
-    if data.weights_in == "loss_tokens":
-        if stored is not None and stored.loss_tokens.keys() == sources.keys():
-            tokens = stored.loss_tokens
-        elif builder is not None:
-            tokens = mean_loss_tokens(sources, builder, max_bad_records=data.max_bad_records)
-        else:
-            raise ValueError(
-                "no SequenceBuilder to count loss tokens with: set data.weights_in to samples"
-            )
-    configs = {name: data.sources[name] for name in sources}
-    return Mixture(
-        {name: config.weight for name, config in configs.items()},
-        {name: len(source) for name, source in sources.items()},
-        data.seed,
-        groups=data.groups,
-        group_of={name: config.group for name, config in configs.items()},
-        changes=data.weight_changes,
-        epochs={name: config.epochs for name, config in configs.items()},
-        loss_tokens=tokens,
-    )
-
-
-def action_spec_of(sources: dict[str, Source]) -> ActionSpec | None:
-    return next((s.action_spec for s in sources.values() if s.action_spec is not None), None)
-
-
 @dataclasses.dataclass
-class TrainingRun:
+class TrainingRun(RunData):
     """What `train` needs, built from a config."""
 
-    config: Config
     mesh: Mesh
-    mixture: Mixture
-    sources: dict[str, Source]
-    builder: SequenceBuilder
     optimizer: optax.GradientTransformation
     abstract: TrainState
     shardings: TrainState
-
-    def loader(self, start_step: int) -> Loader:
-        config = self.config
-        return Loader(
-            self.mixture,
-            self.sources,
-            self.builder,
-            batch_size=config.train.batch_size,
-            image_size=_image_size(config),
-            start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
-            readers=config.data.readers,
-            max_bad_records=config.data.max_bad_records,
-            packing=config.data.packing,
-        )
 
     @property
     def loss_fn(self) -> LossFn:
@@ -234,17 +83,15 @@ class TrainingRun:
     @property
     def _levels(self) -> int:
         """Most levels of a discrete action dimension; integers 0 .. levels - 1 stand for them."""
-        tokenizer = self.builder.action_tokenizer
-        if tokenizer is None:
-            return 0
-        return max((d.levels or 0 for d in tokenizer.spec.dimensions), default=0)
+        specs = [tokenizer.spec for tokenizer in self.builder.action_tokenizers.values()]
+        return max((d.levels or 0 for spec in specs for d in spec.dimensions), default=0)
 
     def meta(self, step: int) -> CheckpointMeta:
         return CheckpointMeta(
             step=step,
             next_sample=step * self.config.samples_per_step,
             config=schema.to_plain(self.config),
-            action_tokenizer=self.builder.action_tokenizer,
+            action_tokenizers=tuple(self.builder.action_tokenizers.values()),
             vocabulary=self.builder.vocabulary.digest,
             records={name: len(source) for name, source in self.sources.items()},
             loss_tokens=dict(self.mixture.loss_tokens or {}),
@@ -256,8 +103,8 @@ class TrainingRun:
         init = make_init(config.model, self.optimizer, config.train.seed)
         if not config.train.init_from:
             return jax.jit(init, out_shardings=self.shardings)()
-        tokenizer = self.builder.action_tokenizer
-        rows = () if tokenizer is None else tokenizer.token_ids.tolist()
+        tokenizers = self.builder.action_tokenizers.values()
+        rows = sorted({row for tokenizer in tokenizers for row in tokenizer.token_ids.tolist()})
         params = load_initial_params(
             config.train.init_from,
             config.model,
@@ -293,38 +140,19 @@ def build_training(config: Config, stored: CheckpointMeta | None = None) -> Trai
             f"train.batch_size {config.train.batch_size} does not divide over {rows} devices "
             "(mesh data x fsdp)"
         )
-    queue = queue_bytes(
-        config.train.batch_size // jax.process_count(),
-        config.model.num_views * config.data.examples_per_row,
-        _image_size(config),
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-    )
-    sources = open_sources(config.data, queue)
-    vocabulary = make_vocabulary(config)
-    tokenizer = make_action_tokenizer(config.data, vocabulary, action_spec_of(sources))
-    _require_ordered_tokens(config, tokenizer)
-    builder = make_builder(config.data, vocabulary, tokenizer)
-    mixture = make_mixture(config.data, sources, builder, stored)
-    _require_samples(mixture, config)
+    data = build_data(config, stored)
+    _require_ordered_tokens(config, data.builder.action_tokenizers.values())
+    _require_samples(data.mixture, config)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     init = make_init(config.model, optimizer, config.train.seed)
     abstract = jax.eval_shape(init)
     return TrainingRun(
-        config=config,
+        **vars(data),
         mesh=mesh,
-        mixture=mixture,
-        sources=sources,
-        builder=builder,
         optimizer=optimizer,
         abstract=abstract,
         shardings=state_shardings(abstract, mesh),
     )
-
-
-def _image_size(config: Config) -> int:
-    """Of the loader's images."""
-    return config.data.image_size or config.model.image_size
 
 
 def load_initial_params(
@@ -363,13 +191,13 @@ def _restore_params(workdir: str, like: Params, shardings: Params) -> Params:
         return checkpoints.restore({"params": like}, {"params": shardings})["params"]
 
 
-def _require_ordered_tokens(config: Config, tokenizer: ActionTokenizer | None) -> None:
+def _require_ordered_tokens(config: Config, tokenizers: Iterable[ActionTokenizer]) -> None:
     """Raises ValueError where integer smoothing would blur tokens that are not in an order."""
     rows = config.model.decoder.integer_rows
-    if not config.train.integer_smoothing or tokenizer is None or rows is None:
+    if not config.train.integer_smoothing or rows is None:
         return
-    inside = (tokenizer.token_ids >= rows[0]) & (tokenizer.token_ids < rows[1])
-    if tokenizer.kind == "fast" and inside.any():
+    fast = [tokenizer.token_ids for tokenizer in tokenizers if tokenizer.kind == "fast"]
+    if any(((ids >= rows[0]) & (ids < rows[1])).any() for ids in fast):
         raise ValueError(
             "train.integer_smoothing makes neighbouring integers alike, and FAST's tokens on "
             "integer ids are in no order: set it to 0 or give data.actions.token_ids"
@@ -405,7 +233,7 @@ def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, Checkp
             f"{vocabulary.digest}: use the version of the code that it was trained with"
         )
     like = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
-    builder = make_builder(config.data, vocabulary, meta.action_tokenizer)
+    builder = make_builder(config.data, vocabulary, meta.action_tokenizers)
     whole = replicated(make_mesh(MeshConfig()))
     params = _restore_params(str(workdir), like, jax.tree.map(lambda _: whole, like))
     params = merge_lora(params, config.model)

@@ -105,7 +105,7 @@ def make_evaluators(
             continue
         limit = wanted[source_config.kind]
         acts = source_config.kind == "episodes"
-        if not limit or (acts and builder.action_tokenizer is None):
+        if not limit or (acts and not builder.action_tokenizers):
             continue
         source = open_source(
             name,
@@ -120,11 +120,14 @@ def make_evaluators(
             evaluators.append(VqaEvaluator(batches, f"vqa_{name}"))
         else:
             template = config.data.robot_prompts[0]
-            batches = action_batches(source, builder, limit=limit, template=template, **shape)
-            evaluators.append(ActionEvaluator(batches, f"actions_{name}"))
+            robot = source.action_spec.name if source.action_spec else ""
+            batches = action_batches(
+                source, builder.for_robot(robot), limit=limit, template=template, **shape
+            )
+            evaluators.append(ActionEvaluator(batches, f"actions_{name}", robot))
     if settings.pointing_views:
         evaluators.append(PointingEvaluator(settings))
-    if settings.rollout_episodes and builder.action_tokenizer is not None:
+    if settings.rollout_episodes and builder.action_tokenizers:
         evaluators.append(RolloutEvaluator(settings))
     return evaluators
 

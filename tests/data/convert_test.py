@@ -467,10 +467,7 @@ def test_damaged_tables_and_metadata_are_named(copy):
         open_source("robot", _converted(copy))
 
 
-def test_what_the_run_expects_is_checked(whole):
-    other = end_effector_spec("other", max_position_m=1, max_rotation_rad=1, control_hz=5)
-    with pytest.raises(ValueError, match="the ActionSpec of this run"):
-        open_source("robot", _converted(whole), expected_spec=other)
+def test_views_are_chosen_by_name(whole):
     with pytest.raises(ValueError, match=r"'robot' .*no view 'top'; it has steps/observation/wr"):
         open_source("robot", _converted(whole, cameras=("top",)))
     one = open_source("robot", _converted(whole, cameras=VIEWS[1:]))

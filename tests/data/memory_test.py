@@ -18,7 +18,7 @@ BUDGET = 64 * 2**20
 
 PROGRAM = """
 import json, resource, sys
-from vla_jax.build import make_mixture, open_sources
+from vla_jax.build_data import make_mixture, open_sources
 from vla_jax.data.config import DataConfig, SourceConfig
 from vla_jax.data.loader import Loader, queue_bytes
 from vla_jax.data.sequence import SequenceBuilder

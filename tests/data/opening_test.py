@@ -16,7 +16,7 @@ from tests.data.oxe_test import CASES
 from tests.data.oxe_test import _write as write_oxe
 from vla_jax import schema
 from vla_jax.actions.spec import end_effector_spec
-from vla_jax.build import make_mixture, open_sources
+from vla_jax.build_data import make_mixture, open_sources
 from vla_jax.data import statistics
 from vla_jax.data.config import DataConfig, SourceConfig
 from vla_jax.data.loader import Loader

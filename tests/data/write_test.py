@@ -170,7 +170,8 @@ def staged(tmp_path, spec):
 def test_staged_episodes_become_a_data_set(staged, tmp_path, spec):
     out = tmp_path / "robot/1.0.0"
     assert main(["episodes", "--staged", str(staged), "--out", str(out), "--test_every", "5"]) == 0
-    source = EpisodeSource("robot", out, expected_spec=spec)
+    source = EpisodeSource("robot", out)
+    assert source.action_spec == spec
     assert len(source) == sum(LENGTHS[:4])
     assert source.read(8).images == (encoded(200),)
     [found] = tfds.builder_from_directory(out).as_data_source("test")
@@ -187,7 +188,8 @@ def test_the_table_tops_own_episodes_become_a_data_set(tmp_path):
     assert done.returncode == 0, done.stderr
     out = tmp_path / "robot"
     assert main(["episodes", "--staged", str(tmp_path / "staged"), "--out", str(out)]) == 0
-    source = EpisodeSource("robot", out, expected_spec=CONFIGS["demo"].action_spec)
+    source = EpisodeSource("robot", out)
+    assert source.action_spec == CONFIGS["demo"].action_spec
     assert source.num_episodes == 2
     for index in range(len(source)):
         example = source.read(index)

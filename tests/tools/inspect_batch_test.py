@@ -70,7 +70,7 @@ def batch(builder):
 
 @pytest.fixture(scope="module")
 def shown(batch, builder):
-    return list(inspect_batch.examples(batch, 0, builder, [("robot", True), ("web", False)]))
+    return list(inspect_batch.examples(batch, 0, builder, [("robot", SPEC.name), ("web", "")]))
 
 
 def test_every_example_is_what_it_was_made_of(shown, batch, builder):

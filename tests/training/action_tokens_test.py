@@ -71,7 +71,7 @@ def test_a_checkpoint_knows_what_its_tokens_mean(name, data_sets, files, tmp_pat
     path.unlink(missing_ok=True)
     policy, meta, _ = load_policy(tmp_path / "run", batch_size=2)
     tokenizer = policy.action_tokenizer
-    assert meta.action_tokenizer is not None
+    assert [stored.to_json(t) for t in meta.action_tokenizers] == [stored.to_json(tokenizer)]
     assert (tokenizer.kind, tokenizer.chunk) == (name.removesuffix(".json"), CHUNK)
     if fitted:
         assert not np.isin(tokenizer.token_ids, Vocabulary().integer_ids).any()

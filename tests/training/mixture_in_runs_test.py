@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.training.training_test import make_config
-from vla_jax.build import build_training, make_mixture, open_sources
+from vla_jax.build import build_training
+from vla_jax.build_data import make_mixture, open_sources
 from vla_jax.checkpoints.manager import CheckpointMeta
 from vla_jax.checkpoints.same_config import require_same_config
 from vla_jax.config import Config, from_json, load_config, parse, to_json

@@ -25,8 +25,8 @@ class CheckpointMeta:
       next_sample: first sample of the mixture that is not used yet. All there is to the data's
         state.
       config: the run's config, plain JSON values.
-      action_tokenizer: what tokens mean to the robot, with the ActionSpec; None for a model without
-        robot data.
+      action_tokenizers: what tokens mean to each robot, with its ActionSpec; none for a model
+        without robot data.
       vocabulary: digest of the vocabulary file.
       records: data set -> how many it has; with another number the order of samples is another.
       loss_tokens: data set -> mean tokens in the loss of a sample, if the mixture's weights are in
@@ -36,25 +36,23 @@ class CheckpointMeta:
     step: int
     next_sample: int
     config: dict[str, Any]
-    action_tokenizer: ActionTokenizer | None
+    action_tokenizers: tuple[ActionTokenizer, ...]
     vocabulary: str
     records: dict[str, int] = dataclasses.field(default_factory=dict)
     loss_tokens: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
-    def action_spec(self) -> ActionSpec | None:
-        """None for a model without robot data."""
-        return None if self.action_tokenizer is None else self.action_tokenizer.spec
+    def action_specs(self) -> tuple[ActionSpec, ...]:
+        return tuple(tokenizer.spec for tokenizer in self.action_tokenizers)
 
     def to_json(self) -> dict[str, Any]:
-        tokenizer = self.action_tokenizer
         raw = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return raw | {"action_tokenizer": tokenizer and stored.to_json(tokenizer)}
+        return raw | {"action_tokenizers": [stored.to_json(t) for t in self.action_tokenizers]}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Self:
-        tokenizer = raw["action_tokenizer"]
-        return cls(**{**raw, "action_tokenizer": tokenizer and stored.from_json(tokenizer)})
+        tokenizers = tuple(stored.from_json(t) for t in raw["action_tokenizers"])
+        return cls(**{**raw, "action_tokenizers": tokenizers})
 
 
 class Checkpoints:

@@ -46,13 +46,18 @@ def require_same_config(before: CheckpointMeta, now: CheckpointMeta, *, where: s
             + "\n  ".join(lines)
             + "\nUse a new --workdir, or start from it with train.init_from."
         )
-    _require_same_tokens(before.action_tokenizer, now.action_tokenizer)
+    old = {t.spec.name: t for t in before.action_tokenizers}
+    for tokenizer in now.action_tokenizers:
+        if tokenizer.spec.name not in old:
+            raise ValueError(
+                f"{where} knows the actions of {', '.join(old) or 'no robot'}, not those of "
+                f"{tokenizer.spec.name}: use a new --workdir, or start from it with train.init_from"
+            )
+        _require_same_tokens(old[tokenizer.spec.name], tokenizer)
 
 
-def _require_same_tokens(old: ActionTokenizer | None, new: ActionTokenizer | None) -> None:
+def _require_same_tokens(old: ActionTokenizer, new: ActionTokenizer) -> None:
     """Raises ValueError if the same tokens would mean other actions."""
-    if old is None or new is None:
-        return
     old.spec.require_same(new.spec, here="the checkpoint", there="the data")
     before, after = stored.to_json(old), stored.to_json(new)
     changed = [key for key in before if before[key] != after[key]]

@@ -45,10 +45,8 @@ class Fetch:
       locate: which records a step has.
       max_bad_records: see above.
       readers: records read at a time; more than one pays where a read waits for a network.
+      blank: encoded image, which fills up the views of sources that have fewer than others.
       packing: several samples in a row; None: one.
-
-    Raises:
-      ValueError: sources with different numbers of images.
     """
 
     def __init__(
@@ -59,6 +57,7 @@ class Fetch:
         *,
         max_bad_records: int = 0,
         readers: int = 1,
+        blank: bytes = b"",
         packing: Packing | None = None,
     ):
         if readers < 1 or max_bad_records < 0:
@@ -67,17 +66,18 @@ class Fetch:
                 f"{max_bad_records} at least 0"
             )
         self._sources, self._builder, self._locate = sources, builder, locate
+        self._blank = blank
         self._packing, self._per_row = packing, 1 if packing is None else packing.examples
         self._max_bad, self._bad = max_bad_records, set[tuple[int, int]]()
         self._pool = ThreadPoolExecutor(readers) if readers > 1 else None
         self._lock = threading.Condition()
         self._running, self._stopped = 0, False
         self.error: Exception | None = None  # tf.data would turn it into text
-        self.views = 0
-        views = {s.name: len(self._row(0, k, 0, 0).example.images) for k, s in enumerate(sources)}
-        if len(set(views.values())) != 1:
-            raise ValueError(f"every source of a mixture gives the same number of images: {views}")
-        self.views = next(iter(views.values()))
+        self._robots = ["" if s.action_spec is None else s.action_spec.name for s in sources]
+        self._views: list[int] = []  # of each source
+        for number in range(len(sources)):
+            self._views.append(len(self._row(0, number, 0, 0).images))
+        self.views = max(self._views)
 
     @property
     def images_per_row(self) -> int:
@@ -97,7 +97,8 @@ class Fetch:
         try:
             samples = slice(rows.start * self._per_row, rows.stop * self._per_row)
             read, columns = self._build(self.read(step, samples))
-            encoded = np.asarray([row.images for row in read], object)
+            filled = [row.images + [self._blank] * (self.views - len(row.images)) for row in read]
+            encoded = np.asarray(filled, object)
             return encoded.reshape(-1, self.images_per_row), self._packed(read, columns)
         except Exception as e:
             self.error = self.error or e
@@ -109,7 +110,7 @@ class Fetch:
 
     def columns(self) -> dict[str, np.ndarray]:
         """The columns of no rows, for their names, dtypes and shapes [0, ...]."""
-        return self._packed([], self._builder.build_rows([]))
+        return self._packed([], self._builder.build_rows([], robots=[]))
 
     def stop(self) -> None:
         """Waits for running calls; later ones fail at once."""
@@ -143,11 +144,18 @@ class Fetch:
     def _packed(self, read: list[Row], columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         columns["source"] = np.asarray([row.source for row in read], np.int32)
         columns["sample"] = np.asarray([row.sample % 2**32 for row in read], np.uint32)
-        if self._packing is None:
+        there = np.asarray([len(row.images) for row in read], np.int32).reshape(-1, 1)
+        there = np.arange(self.views) < there
+        if self._packing is not None:
+            columns = self._packing.pack(columns)
+            segments = self._packing.image_segments(len(columns["tokens"]), self.views)
+        elif len(set(self._views)) > 1:
+            columns["segment"] = columns["valid"].astype(np.int32)
+            segments = np.ones_like(there, np.int32)
+        else:
             return columns
-        packed = self._packing.pack(columns)
-        segments = self._packing.image_segments(len(packed["tokens"]), self.views)
-        return {**packed, "image_segment": segments}
+        # An image that fills up is of no example, so that nothing sees it.
+        return {**columns, "image_segment": np.where(there.reshape(segments.shape), segments, -1)}
 
     def _row(self, sample: int, source: int, record: int, draw: int) -> Row:
         """A record, or the next one that is good."""
@@ -158,8 +166,10 @@ class Fetch:
             try:
                 where, example = self._where(source, i), self._sources[source].read(i)
                 encoded = [images.to_bytes(view, where=where) for view in example.images]
-                if self.views not in (0, len(encoded)):
-                    raise ValueError(f"{where} has {len(encoded)} images, not {self.views}")
+                if source < len(self._views) and len(encoded) != self._views[source]:
+                    raise ValueError(
+                        f"{where} has {len(encoded)} images, not {self._views[source]} as record 0"
+                    )
                 return Row(sample, source, i, draw, example, encoded)
             except (ValueError, OSError) as e:
                 self._add_bad(source, i, e)
@@ -177,7 +187,11 @@ class Fetch:
             return rows, self._tokenize(rows)
 
     def _tokenize(self, rows: list[Row]) -> dict[str, np.ndarray]:
-        return self._builder.build_rows([row.example for row in rows], [row.draw for row in rows])
+        return self._builder.build_rows(
+            [row.example for row in rows],
+            [row.draw for row in rows],
+            [self._robots[row.source] for row in rows],
+        )
 
     def _tokenizable(self, row: Row) -> Row:
         while True:

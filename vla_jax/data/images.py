@@ -75,6 +75,11 @@ def to_bytes(image: bytes | np.ndarray, *, where: str) -> bytes:
     return buffer.getvalue()
 
 
+def blank(size: int) -> bytes:
+    """A black image, encoded, that is quick to decode."""
+    return to_bytes(np.zeros((size, size, 3), np.uint8), where="blank image")
+
+
 def hide_accelerators() -> None:
     """Keeps TensorFlow off GPUs and TPUs, which belong to JAX.
 

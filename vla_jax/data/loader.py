@@ -92,6 +92,7 @@ class Loader:
             locate,
             max_bad_records=max_bad_records,
             readers=readers,
+            blank=images.blank(image_size),
             packing=packing,
         )
 
@@ -107,6 +108,11 @@ class Loader:
     def step(self) -> int:
         """The next step to come out. All there is to save."""
         return self._stream.step
+
+    @property
+    def views(self) -> int:
+        """Images of a sample; a source that has fewer is filled up."""
+        return self._fetch.views
 
     @property
     def bad_records(self) -> int:
@@ -171,9 +177,14 @@ def require_spec(source: Source, builder: SequenceBuilder) -> None:
     """Raises ValueError if the builder cannot turn the source's actions into tokens."""
     if source.action_spec is None:
         return
-    if builder.action_tokenizer is None:
+    if not builder.action_tokenizers:
         raise ValueError(f"source {source.name!r} has actions, and no action tokenizer is given")
-    builder.action_tokenizer.spec.require_same(
+    try:
+        tokenizer = builder.for_robot(source.action_spec.name).action_tokenizer
+    except ValueError as e:
+        raise ValueError(f"source {source.name!r}: {e}") from e
+    assert tokenizer is not None
+    tokenizer.spec.require_same(
         source.action_spec, here="the action tokenizer", there=f"source {source.name!r}"
     )
 

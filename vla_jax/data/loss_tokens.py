@@ -52,7 +52,9 @@ def mean_loss_tokens(
 def _loss_tokens(source: Source, builder: SequenceBuilder, record: int) -> int | ValueError:
     """An error that is not of the record, as of a network, is raised: it may pass elsewhere."""
     try:
-        return int(builder.build_rows([source.read(record)])["in_loss"].sum())
+        robot = "" if source.action_spec is None else source.action_spec.name
+        rows = builder.build_rows([source.read(record)], robots=[robot])
+        return int(rows["in_loss"].sum())
     except ValueError as e:
         e.add_note(f"while counting the loss tokens of source {source.name!r} record {record}")
         return e

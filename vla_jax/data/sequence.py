@@ -36,7 +36,8 @@ class SequenceBuilder:
 
     Args:
       vocabulary: text to ids.
-      action_tokenizer: for robot examples; None if the mixture has none.
+      action_tokenizer: for robot examples; several for robots of different ActionSpecs; None if the
+        mixture has none.
       max_tokens: T, the row length.
       max_answer_tokens: most answer tokens in a row, EOS included; the loss gathers that many.
       state: how a robot's state enters the rows; None: it does not.
@@ -48,7 +49,7 @@ class SequenceBuilder:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        action_tokenizer: ActionTokenizer | None,
+        action_tokenizer: ActionTokenizer | Sequence[ActionTokenizer] | None,
         *,
         max_tokens: int,
         max_answer_tokens: int,
@@ -59,14 +60,18 @@ class SequenceBuilder:
                 f"max_answer_tokens {max_answer_tokens} must be between 1 and "
                 f"max_tokens {max_tokens} - 1"
             )
-        longest = 0 if action_tokenizer is None else action_tokenizer.max_tokens
+        tokenizers = (
+            action_tokenizer if isinstance(action_tokenizer, Sequence) else [action_tokenizer]
+        )
+        self.action_tokenizers = {t.spec.name: t for t in tokenizers if t is not None}
+        """Of each robot, by the name of its ActionSpec."""
+        longest = max((t.max_tokens for t in self.action_tokenizers.values()), default=0)
         if longest >= max_answer_tokens:
             raise ValueError(
                 f"an action is up to {longest} tokens and an EOS: max_answer_tokens "
                 f"{max_answer_tokens} must be at least {longest + 1}"
             )
         self.vocabulary = vocabulary
-        self.action_tokenizer = action_tokenizer
         self.max_tokens = max_tokens
         self.max_answer_tokens = max_answer_tokens
         self.state = state
@@ -78,12 +83,38 @@ class SequenceBuilder:
         self._known: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def action_tokenizer(self) -> ActionTokenizer | None:
+        """The only one; None if there is none. Raises ValueError if there are several."""
+        if len(self.action_tokenizers) > 1:
+            raise ValueError(f"say for which robot: {', '.join(self.action_tokenizers)}")
+        return next(iter(self.action_tokenizers.values()), None)
+
+    def for_robot(self, name: str) -> SequenceBuilder:
+        """The same for one robot, by the name of its ActionSpec.
+
+        Raises ValueError, naming those there are, for another.
+        """
+        if name not in self.action_tokenizers:
+            known = ", ".join(self.action_tokenizers) or "none"
+            raise ValueError(f"there are no action tokens for robot {name!r}, only for: {known}")
+        return SequenceBuilder(
+            self.vocabulary,
+            self.action_tokenizers[name],
+            max_tokens=self.max_tokens,
+            max_answer_tokens=self.max_answer_tokens,
+            state=self.state,
+        )
+
     def build(self, example: Example, draw: int = 0) -> dict[str, np.ndarray]:
         """One row of `build_rows`."""
         return {key: rows[0] for key, rows in self.build_rows([example], [draw]).items()}
 
     def build_rows(
-        self, examples: Sequence[Example], draws: Sequence[int] | np.ndarray | None = None
+        self,
+        examples: Sequence[Example],
+        draws: Sequence[int] | np.ndarray | None = None,
+        robots: Sequence[str] | None = None,
     ) -> dict[str, np.ndarray]:
         """The columns of a batch that come from texts, actions and states.
 
@@ -94,6 +125,7 @@ class SequenceBuilder:
         Args:
           draws: random bits of each sample, which choose among its prompts and answers, see
             `types.chosen`; None takes the first ones.
+          robots: names of the samples' ActionSpecs, "" for a text; None if there is one robot.
 
         Returns:
           tokens int32 [B, T]; attend_causal, in_loss, valid bool [B, T]; truncated bool [B]. With a
@@ -106,7 +138,10 @@ class SequenceBuilder:
         if draws is None:
             draws = [0] * len(examples)
         texts = [chosen(example, int(draw)) for example, draw in zip(examples, draws)]
-        prompts, answers, actions = self._encode(examples, texts)
+        if robots is None:
+            only = "" if self.action_tokenizer is None else self.action_tokenizer.spec.name
+            robots = [only] * len(examples)
+        prompts, answers, actions = self._encode(examples, texts, robots)
         vectors = self._add_states(prompts, [example.state for example in examples])
         prompt_end = np.asarray([1 + len(ids) for ids in prompts], np.int32)
         answer_size = np.asarray([1 + len(ids) for ids in answers], np.int32)
@@ -131,7 +166,7 @@ class SequenceBuilder:
         in_loss = is_answer.copy()
         for row, example in enumerate(examples):
             if example.action_valid is not None:
-                trained = self._action_tokens_valid(example, actions.get(row))
+                trained = self._action_tokens_valid(example, actions.get(row), robots[row])
                 end = answer_end[row] - 1
                 in_loss[row, end - len(trained) : end] = trained
         return {
@@ -173,7 +208,10 @@ class SequenceBuilder:
         return {"tokens": tokens, "valid": valid, **vectors}
 
     def _encode(
-        self, examples: Sequence[Example], texts: Sequence[tuple[str, str | None]]
+        self,
+        examples: Sequence[Example],
+        texts: Sequence[tuple[str, str | None]],
+        robots: Sequence[str],
     ) -> tuple[list[np.ndarray], list[np.ndarray], dict[int, np.ndarray]]:
         """Ids of each prompt and answer, without BOS and EOS, and row -> ids of its action."""
         done = {row: e.action for row, e in enumerate(examples) if e.action is not None}
@@ -190,7 +228,10 @@ class SequenceBuilder:
             [texts[row][1] or "" for row in saying],
         )
         prompts, plans = known[: len(texts)], known[len(texts) :]
-        actions = dict(zip(done, self._encode_actions(list(done.values()))))
+        actions: dict[int, np.ndarray] = {}
+        for robot in dict.fromkeys(robots[row] for row in done):
+            rows = [row for row in done if robots[row] == robot]
+            actions |= zip(rows, self._encode_actions([done[row] for row in rows], robot))
         answers = [actions.get(row, self._bos) for row in range(len(texts))]
         for row, ids in zip(saying, said):
             answers[row] = np.asarray(ids, np.int32)
@@ -222,17 +263,16 @@ class SequenceBuilder:
                 self._known.popitem(last=False)
         return [found[text] for text in repeated], encoded[len(missing) :]
 
-    def _encode_actions(self, actions: list[np.ndarray]) -> Sequence[np.ndarray]:
-        """Ids of each action, all in one call of the tokenizer."""
-        if not actions:
-            return ()
-        if self.action_tokenizer is None:
+    def _encode_actions(self, actions: list[np.ndarray], robot: str) -> Sequence[np.ndarray]:
+        """Ids of each action of one robot, all in one call of its tokenizer."""
+        if not self.action_tokenizers:
             raise ValueError("a robot example needs an action tokenizer, and none is configured")
-        shape = (self.action_tokenizer.chunk, len(self.action_tokenizer.spec.dimensions))
+        tokenizer = self.action_tokenizers[robot]
+        shape = (tokenizer.chunk, len(tokenizer.spec.dimensions))
         wrong = {np.shape(action) for action in actions} - {shape}
         if wrong:
             raise ValueError(f"action of shape {min(wrong)}, the action tokenizer's is {shape}")
-        return self.action_tokenizer.encode_batch(np.stack(actions))
+        return tokenizer.encode_batch(np.stack(actions))
 
     def _add_states(
         self, prompts: list[np.ndarray], states: Sequence[np.ndarray | None] | np.ndarray
@@ -273,12 +313,14 @@ class SequenceBuilder:
                     f"{texts[row][0]!r}"
                 )
 
-    def _action_tokens_valid(self, example: Example, ids: np.ndarray | None) -> np.ndarray:
-        if self.action_tokenizer is None or ids is None or example.action is None:
+    def _action_tokens_valid(
+        self, example: Example, ids: np.ndarray | None, robot: str
+    ) -> np.ndarray:
+        if ids is None or example.action is None:
             raise ValueError(f"action_valid without an action: {example.prompt!r}")
         valid = np.asarray(example.action_valid, bool)
         if valid.shape != np.shape(example.action):
             raise ValueError(
                 f"action_valid is {valid.shape} for an action of {np.shape(example.action)}"
             )
-        return self.action_tokenizer.tokens_valid(ids, valid)
+        return self.action_tokenizers[robot].tokens_valid(ids, valid)

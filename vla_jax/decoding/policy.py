@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -56,39 +57,51 @@ class Policy:
         self.batch_size = batch_size
         self.builder = builder
         self._template, self._plans = robot_template, plans
-        make = functools.partial(
+        self._make = functools.partial(
             make_decoder,
             config,
             eos_id=builder.vocabulary.eos_id,
             pad_id=builder.vocabulary.pad_id,
             num_words=builder.vocabulary.size,
         )
-        self._decode_text = make("text", max_answer_tokens=builder.max_answer_tokens)
-        tokenizer = builder.action_tokenizer
-        if tokenizer is None:
-            self._decode_action = None
-        elif plans:
+        self._decode_text = self._make("text", max_answer_tokens=builder.max_answer_tokens)
+        one_robot = len(builder.action_tokenizers) == 1
+        self._decode_action = self._action_decoder() if one_robot else None
+
+    def for_robot(self, name: str) -> Policy:
+        """The same policy, acting for one of its robots, by the name of its ActionSpec.
+
+        Raises ValueError, naming those it knows, for another.
+        """
+        policy = copy.copy(self)
+        policy.builder = self.builder.for_robot(name)
+        policy._decode_action = policy._action_decoder()
+        return policy
+
+    def _action_decoder(self):
+        tokenizer, builder = self.action_tokenizer, self.builder
+        if self._plans:
             room = builder.max_answer_tokens - 1 - tokenizer.max_tokens - len(builder.plan_end)
             if room < 1:
                 raise ValueError(
                     f"max_answer_tokens {builder.max_answer_tokens} leaves no room for a plan "
                     f"before an action of up to {tokenizer.max_tokens} tokens"
                 )
-            self._decode_action = make(
+            return self._make(
                 "plan",
                 automaton=tokenizer.automaton,
                 max_answer_tokens=room,
                 plan_end=builder.plan_end.tolist(),
             )
-        else:
-            self._decode_action = make("action", automaton=tokenizer.automaton)
+        return self._make("action", automaton=tokenizer.automaton)
 
     @property
     def action_tokenizer(self) -> ActionTokenizer:
-        """Raises ValueError if the model was built without robot data."""
-        if self.builder.action_tokenizer is None:
+        """Raises ValueError if the model was built without robot data, or for several robots."""
+        tokenizer = self.builder.action_tokenizer
+        if tokenizer is None:
             raise ValueError("this policy has no ActionSpec: it can answer, not act")
-        return self.builder.action_tokenizer
+        return tokenizer
 
     @property
     def action_spec(self) -> ActionSpec:

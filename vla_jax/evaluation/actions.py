@@ -49,14 +49,21 @@ class ActionEvaluator:
     Args:
       batches: starts one pass over the samples.
       name: of the result.
+      robot: whose actions they are, by the name of their ActionSpec; "": of the only one.
     """
 
-    def __init__(self, batches: Callable[[], Iterator[ActionBatch]], name: str = "actions"):
-        self._batches = batches
+    def __init__(
+        self,
+        batches: Callable[[], Iterator[ActionBatch]],
+        name: str = "actions",
+        robot: str = "",
+    ):
+        self._batches, self._robot = batches, robot
         self.name = name
 
     def measure(self, policy: Policy, media: Path | None = None) -> Result:
         """See `Evaluator`. Errors are absolute, in the dimension's unit."""
+        policy = policy.for_robot(self._robot) if self._robot else policy
         tokenizer, spec = policy.action_tokenizer, policy.action_spec
         said, truth, valid, same = [], [], [], []
         examples: list[dict[str, Any]] = []

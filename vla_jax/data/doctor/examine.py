@@ -196,21 +196,19 @@ def compare(reports: list[SourceReport]) -> None:
         for view, means in enumerate(report.pictures.colours)
     }
     found = list(colour_findings(colours))
-    robots = [report for report in reports if report.robot is not None]
-    for report in robots[1:]:
-        first = robots[0]
-        assert first.robot is not None and report.robot is not None
+    first: dict[str, tuple[str, ActionSpec]] = {}
+    for report in reports:
+        if report.robot is None:
+            continue
+        spec = report.robot.spec
+        name, known = first.setdefault(spec.name, (report.name, spec))
         try:
-            first.robot.spec.require_same(
-                report.robot.spec,
-                here=f"data set {first.name!r}",
-                there=f"data set {report.name!r}",
-            )
+            known.require_same(spec, here=f"data set {name!r}", there=f"data set {report.name!r}")
         except ValueError as e:
             found.append(
                 Finding(
                     "error", report.name, "another ActionSpec", "", str(e),
-                    "One policy has one ActionSpec: training refuses the mixture.",
+                    "A robot goes by the name of its ActionSpec: give one of them another name.",
                 )
             )  # fmt: skip
     for report in reports:

@@ -158,7 +158,6 @@ def open_converted(
     split: str = "train",
     *,
     cameras: tuple[str, ...] = (),
-    expected_spec: ActionSpec | None = None,
     chunk: int = 1,
     frames: int = 1,
     templates: tuple[str, ...] = (ROBOT_TEMPLATE,),
@@ -170,7 +169,6 @@ def open_converted(
       path: what was given as --out; on a local disk.
       split: its split.
       cameras: which views, in the model's order. Empty: all, in the order of the data set.
-      expected_spec: of the checkpoint or config; another one in the data set is refused.
       chunk: C, actions of a record: that of its step and those that follow.
       frames: images of this many steps, see `EpisodeSource`; each costs a read.
       templates: of a robot's prompt, see `EpisodeSource`.
@@ -178,15 +176,13 @@ def open_converted(
     Raises:
       FileNotFoundError: no such data set, or a shard of it is missing.
       ValueError: a conversion that is not finished, of another version, a file that is cut off, no
-        such view, another ActionSpec than expected.
+        such view.
     """
     directory = storage.join(path, split)
     where = f"data set {name!r} ({directory})"
     metadata = _read_metadata(directory, where)
     if metadata.action_spec is None:
         return ConvertedSource(name, directory, metadata, cameras)
-    if expected_spec is not None:
-        expected_spec.require_same(metadata.action_spec, here="this run", there=where)
     return ConvertedEpisodes(
         name,
         directory,

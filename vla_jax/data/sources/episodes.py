@@ -65,7 +65,6 @@ class EpisodeSource:
       path: the data set's directory.
       split: its split.
       layout: where things are.
-      expected_spec: of the checkpoint or config; another one in the data set is refused.
       chunk: C, actions of a record: that of its step and those that follow.
       frames: images of this many steps, the last one the record's own; oldest first, each with all
         its views. Before the episode's first step that one is repeated.
@@ -76,8 +75,8 @@ class EpisodeSource:
 
     Raises:
       FileNotFoundError: no such data set.
-      ValueError: a feature is missing or of the wrong kind, no ActionSpec or another one than
-        expected, more damaged episodes than allowed.
+      ValueError: a feature is missing or of the wrong kind, no ActionSpec or another one than the
+        layout's, more damaged episodes than allowed.
     """
 
     def __init__(
@@ -87,7 +86,6 @@ class EpisodeSource:
         split: str = "train",
         *,
         layout: EpisodeLayout = EpisodeLayout(),
-        expected_spec: ActionSpec | None = None,
         chunk: int = 1,
         frames: int = 1,
         max_bad_records: int = 0,
@@ -107,10 +105,6 @@ class EpisodeSource:
         }
         numbers = {key: self._shape(key) for key in (*layout.actions, *layout.state)}
         self.action_spec = self._find_spec()
-        if expected_spec is not None:
-            expected_spec.require_same(
-                self.action_spec, here="this run", there=f"data set {name!r} ({path})"
-            )
         features = step_index.StepFeatures(layout.images, numbers, texts)
         self._index = step_index.load_or_build(self._records, features)
         self._require_few_bad(max_bad_records)

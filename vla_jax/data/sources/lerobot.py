@@ -39,7 +39,6 @@ class LeRobotSource:
       action: the feature that holds the actions.
       state: features of what the robot measures, joined; (): not read.
       spec: what the actions mean. None: as the data set's own `meta/action_spec.json` says.
-      expected_spec: of the checkpoint or config; another one in the data set is refused.
       chunk: C, actions of a record: that of its step and those that follow.
       frames: images of this many steps, see `EpisodeSource`.
       video_cache: decoders kept open; a few MiB each, for 640 x 480 pixels.
@@ -49,7 +48,7 @@ class LeRobotSource:
     Raises:
       FileNotFoundError: no such data set, or a file of it is missing.
       ValueError: another version, no such split, camera or action feature, no ActionSpec or another
-        one than expected, a damaged file.
+        one than `spec`, a damaged file.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class LeRobotSource:
         action: str = "action",
         state: tuple[str, ...] = (),
         spec: ActionSpec | None = None,
-        expected_spec: ActionSpec | None = None,
         chunk: int = 1,
         frames: int = 1,
         video_cache: int = 16,
@@ -76,8 +74,6 @@ class LeRobotSource:
         self._action, self._chunk, self._frames = action, chunk, frames
         self._state = {feature: self._meta.size(feature) for feature in state}
         self.action_spec = self._find_spec(spec)
-        if expected_spec is not None:
-            expected_spec.require_same(self.action_spec, here="this run", there=self._meta.where)
         self._tasks = self._meta.tasks()
         self._episodes = self._meta.episodes(split, self._cameras)
         self._starts = [0, *np.cumsum([e.length for e in self._episodes]).tolist()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from vla_jax.actions.spec import ActionSpec
 from vla_jax.data.config import SourceConfig
 from vla_jax.data.oxe.record import measure
 from vla_jax.data.oxe.records import find_record
@@ -25,7 +24,6 @@ def open_source(
     config: SourceConfig,
     *,
     split: str | None = None,
-    expected_spec: ActionSpec | None = None,
     chunk: int = 1,
     frames: int = 1,
     max_bad_records: int = 0,
@@ -53,7 +51,6 @@ def open_source(
             texts=_texts(config, PREFIX_AND_SUFFIX),
         )
     robot = {
-        "expected_spec": expected_spec,
         "chunk": chunk,
         "frames": frames,
         "templates": robot_prompts,
