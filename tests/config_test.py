@@ -111,6 +111,8 @@ def test_a_value_the_section_refuses_names_the_section(config_file):
         (["data.examples_per_row=0"], "data.examples_per_row must be at least 1, got 0"),
         (["data.examples_per_row=2"], "data.row_tokens 0 must hold at least one example of .* 64"),
         (["data.row_tokens=80"], "data.row_tokens is for data.examples_per_row above 1"),
+        (["data.row_answer_tokens=80"], "data.row_answer_tokens is for data.examples_per_row"),
+        (["data.row_answer_tokens=8"], "data.row_answer_tokens 8 must hold at least one answer"),
         (["data.robot_prompts=()"], "needs at least one template"),
         (["data.robot_prompts=('do {x}',)"], r"'do \{x\}' has the fields \('x',\): it needs"),
         (["data.state.low=(1,)"], "data.state has bounds but is of kind 'none'"),
@@ -142,6 +144,9 @@ def test_packing_states_and_phrasings_come_from_the_config(config_file):
     assert config.data.packing == Packing(4, 100, 64) and config.data.row_lengths == (100, 64)
     assert config.data.robot_prompts == ("do {instruction}", "please {instruction}")
     assert config_lib.from_json(config_lib.to_json(config), where="there") == config
+    fewer = [*overrides, "data.row_answer_tokens=30"]
+    fewer = config_lib.parse(config_lib.load_config(config_file, fewer))
+    assert fewer.data.packing == Packing(4, 100, 30) and fewer.data.row_lengths == (100, 30)
     plain = config_lib.parse(config_lib.load_config(config_file))
     assert plain.data.packing is None and plain.data.row_lengths == (64, 16)
 

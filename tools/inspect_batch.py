@@ -109,7 +109,7 @@ def examples(
       sources: name of each, and of its ActionSpec, or "".
     """
 
-    def each(column: str, default=0) -> np.ndarray:
+    def each(column: str, default: int | np.ndarray = 0) -> np.ndarray:
         return np.atleast_1d(np.asarray(batch.get(column, default))[row])
 
     source = each("source")
@@ -295,7 +295,7 @@ def inspect(config: Config, step: int, rows: int, out: Path | None, title: str) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, help="as for vla_jax.train")
     parser.add_argument("--step", type=int, default=0, help="whose batch")
     parser.add_argument("--rows", type=int, default=32, help="most rows to show")

@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -71,7 +70,7 @@ def batch(builder):
 
 @pytest.fixture(scope="module")
 def shown(batch, builder):
-    return list(inspect_batch.examples(batch, 0, builder, [("robot", True), ("web", False)]))
+    return list(inspect_batch.examples(batch, 0, builder, [("robot", SPEC.name), ("web", "")]))
 
 
 def test_every_example_is_what_it_was_made_of(shown, batch, builder):
@@ -133,30 +132,30 @@ def get_config():
 """
 
 
-def test_subprocess_the_tool_writes_a_page(tmp_path):
+def test_the_tool_writes_a_page(tmp_path, monkeypatch, capsys):
     write_episodes(episodes(), tmp_path / "robot", SPEC, name="robot", description="", test_every=5)
     web = {"train": rows("train", 8), "test": rows("test", 8)}
     write_image_text(web, tmp_path / "web", name="web", description="")
     config = tmp_path / "config.py"
     config.write_text(CONFIG.format(robot=tmp_path / "robot", web=tmp_path / "web"))
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, ROOT / "tools/inspect_batch.py", f"--config={config}", *words]
-        return subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=ROOT)
+    def run(*words: str) -> tuple[int, str, str]:
+        command = ["inspect_batch.py", f"--config={config}", *words]
+        monkeypatch.setattr(sys, "argv", command)
+        return inspect_batch.main(), *capsys.readouterr()
 
     packed = ("--config.data.examples_per_row=2", "--config.data.row_tokens=70")
-    done = run("--step=1", f"--out={tmp_path / 'out'}", *packed)
-    assert done.returncode == 0, done.stderr
-    samples = [int(n) for n in re.findall(r"sample (\d+):", done.stdout)]
-    assert samples == list(range(8, 16)) and "4 rows of 8 image tokens and 70 text" in done.stdout
+    code, said, _ = run("--step=1", f"--out={tmp_path / 'out'}", *packed)
+    assert code == 0 and "4 rows of 8 image tokens and 70 text" in said
+    samples = [int(n) for n in re.findall(r"sample (\d+):", said)]
+    assert samples == list(range(8, 16))
     assert (tmp_path / "out/batch.html").read_text().count("<img") == 8
-    done = run("--rows=2", f"--out={tmp_path / 'few'}")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "few/batch.html").read_text().count("<img") == 2
+    code, said, _ = run("--rows=2", f"--out={tmp_path / 'few'}")
+    assert code == 0 and (tmp_path / "few/batch.html").read_text().count("<img") == 2
     for words, message in (
         (("--step=-1",), "--step -1 must be at least 0"),
         (("--config.data.examples_per_row=2",), "data.row_tokens 0 must hold at least one example"),
         (("--config.data.nothing=2",), "no such key"),
     ):
-        done = run(*words)
-        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+        code, _, problem = run(*words)
+        assert code == 2 and message in problem

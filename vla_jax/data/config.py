@@ -92,7 +92,8 @@ class WeightChange:
     """Other weights from a sample on.
 
     Attributes:
-      from_sample: the first one, >= 1. Update s (from 0) begins with sample s * train.batch_size.
+      from_sample: the first one, >= 1. Update s (from 0) begins with sample s * train.batch_size *
+        data.examples_per_row.
       sources, groups: name -> new weight; the others keep theirs.
       ramp_samples: over so many samples the weights go to the new ones in a straight line (in up to
         100 steps); 0: at once.
@@ -157,6 +158,8 @@ class DataConfig:
       examples_per_row: k; above 1, a row holds k samples, so that less of it is padding, and a step
         takes k * train.batch_size of them. What does not fit is left out.
       row_tokens: tokens in a row of several samples; at least max_tokens.
+      row_answer_tokens: most answer tokens in such a row, for so many of which the loss computes
+        logits; at least max_answer_tokens. 0: k * max_answer_tokens.
       state: how `Example.state` reaches the model.
       robot_prompts: templates of a robot's prompt, with {instruction}. Several: other phrasings of
         the same, one of which each sample gets; evaluation and serving use the first.
@@ -186,6 +189,7 @@ class DataConfig:
     max_answer_tokens: int = 16
     examples_per_row: int = 1
     row_tokens: int = 0
+    row_answer_tokens: int = 0
     state: StateConfig = dataclasses.field(default_factory=StateConfig)
     robot_prompts: tuple[str, ...] = (ROBOT_TEMPLATE,)
     actions: ActionConfig = dataclasses.field(default_factory=ActionConfig)
@@ -215,8 +219,14 @@ class DataConfig:
                 f"data.row_tokens {self.row_tokens} must hold at least one example of "
                 f"data.max_tokens {self.max_tokens}"
             )
-        if self.examples_per_row == 1 and self.row_tokens:
-            raise ValueError("data.row_tokens is for data.examples_per_row above 1")
+        if 0 < self.row_answer_tokens < self.max_answer_tokens:
+            raise ValueError(
+                f"data.row_answer_tokens {self.row_answer_tokens} must hold at least one answer of "
+                f"data.max_answer_tokens {self.max_answer_tokens}"
+            )
+        for name in ("row_tokens", "row_answer_tokens"):
+            if self.examples_per_row == 1 and getattr(self, name):
+                raise ValueError(f"data.{name} is for data.examples_per_row above 1")
         for name, source in self.sources.items():
             if source.group not in (self.groups or {""}):
                 known = ", ".join(self.groups) or "none"
@@ -253,7 +263,8 @@ class DataConfig:
     def packing(self) -> Packing | None:
         """None: each row is one example."""
         k = self.examples_per_row
-        return Packing(k, self.row_tokens, k * self.max_answer_tokens) if k > 1 else None
+        most = self.row_answer_tokens or k * self.max_answer_tokens
+        return Packing(k, self.row_tokens, most) if k > 1 else None
 
     @property
     def row_lengths(self) -> tuple[int, int]:
