@@ -99,28 +99,36 @@ def make_evaluators(
     evaluators: list[Evaluator] = []
     shape = {"batch_size": settings.batch_size, "image_size": config.model.image_size}
     for name, source_config in config.data.sources.items():
-        wanted = {"image_text": settings.vqa_examples, "episodes": settings.action_steps}
-        if source_config.kind not in wanted:
-            print(f"source {name!r}: {source_config.kind} has no test split; not evaluated on")
+        wanted = {"image_text": settings.vqa_examples}
+        wanted |= dict.fromkeys(("episodes", "lerobot", "array_record"), settings.action_steps)
+        limit = wanted.get(source_config.kind, 0)
+        if not limit:
+            if source_config.kind not in wanted:
+                print(f"source {name!r}: {source_config.kind} has no splits; not evaluated on")
             continue
-        limit = wanted[source_config.kind]
-        acts = source_config.kind == "episodes"
-        if not limit or (acts and not builder.action_tokenizers):
+        try:
+            source = open_source(
+                name,
+                source_config,
+                split="test",
+                chunk=config.data.actions.chunk,
+                frames=config.data.frames,
+                robot_prompts=config.data.robot_prompts,
+            )
+        except (ValueError, FileNotFoundError) as e:
+            if source_config.kind in ("episodes", "image_text"):
+                raise
+            print(f"source {name!r} has no test split; not evaluated on ({e})")
             continue
-        source = open_source(
-            name,
-            source_config,
-            split="test",
-            chunk=config.data.actions.chunk,
-            frames=config.data.frames,
-            robot_prompts=config.data.robot_prompts,
-        )
         if isinstance(source, ImageTextSource):
             batches = vqa_batches(source, builder, limit=limit, **shape)
             evaluators.append(VqaEvaluator(batches, f"vqa_{name}"))
-        else:
-            template = config.data.robot_prompts[0]
-            robot = source.action_spec.name if source.action_spec else ""
+        elif source.action_spec is None:
+            print(
+                f"source {name!r}: converted pictures have no kinds of question; not evaluated on"
+            )
+        elif builder.action_tokenizers:
+            template, robot = config.data.robot_prompts[0], source.action_spec.name
             batches = action_batches(
                 source, builder.for_robot(robot), limit=limit, template=template, **shape
             )

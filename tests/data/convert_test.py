@@ -162,8 +162,12 @@ def test_plan_and_state_are_kept(spec, tmp_path, monkeypatch):
     source = _Talking(spec)
     with monkeypatch.context() as patch:
         patch.setattr(convert_lib, "open_source", lambda name, config, **_: source)
-        convert("talking", SourceConfig("episodes", "x"), tmp_path, shards=2)
-    converted = open_source("talking", _converted(tmp_path))
+        convert("talking", SourceConfig("episodes", "x", plan="steps/plan"), tmp_path, shards=2)
+    with pytest.raises(
+        ValueError, match="was converted with plan='steps/plan', and the source say"
+    ):
+        open_source("talking", _converted(tmp_path))
+    converted = open_source("talking", _converted(tmp_path, plan="steps/plan"))
     for index in range(9):
         _require_same(converted.read(index), source.read(index))
     assert isinstance(converted, EpisodicSource)

@@ -22,7 +22,7 @@ _OPTIONS: dict[SourceKind, set[str]] = {
     "image_text": {"image", *_TEXTS},
     "webdataset": _TEXTS,
     "jsonl": {"image", "image_root", *_TEXTS},
-    "array_record": {"cameras"},
+    "array_record": {"cameras", "plan"},
     "python": set(),
 }
 
@@ -46,7 +46,8 @@ class SourceConfig:
       cameras: image features of a robot, one per view, in the model's order; views of converted
         data.
       state: numeric features of a step, joined: what a robot measures of itself.
-      plan: text feature of a step: what a robot says before it acts (chain of thought).
+      plan: text feature of a step: what a robot says before it acts (chain of thought). Of
+        converted data, the same as at their conversion.
       prompt: template; names in braces are fields of the record. Several: other phrasings of the
         same, one of which each sample gets.
       answer: field of the answer. Of several answers each sample gets one.

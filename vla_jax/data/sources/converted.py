@@ -158,6 +158,7 @@ def open_converted(
     split: str = "train",
     *,
     cameras: tuple[str, ...] = (),
+    plan: str = "",
     chunk: int = 1,
     frames: int = 1,
     templates: tuple[str, ...] = (ROBOT_TEMPLATE,),
@@ -169,6 +170,7 @@ def open_converted(
       path: what was given as --out; on a local disk.
       split: its split.
       cameras: which views, in the model's order. Empty: all, in the order of the data set.
+      plan: the feature that plans were converted from, if they were.
       chunk: C, actions of a record: that of its step and those that follow.
       frames: images of this many steps, see `EpisodeSource`; each costs a read.
       templates: of a robot's prompt, see `EpisodeSource`.
@@ -181,6 +183,12 @@ def open_converted(
     directory = storage.join(path, split)
     where = f"data set {name!r} ({directory})"
     metadata = _read_metadata(directory, where)
+    if metadata.conversion.get("plan", "") != plan:
+        # A run says by this option whether its policy plans before it acts.
+        raise ValueError(
+            f"{where} was converted with plan={metadata.conversion.get('plan', '')!r}, and the "
+            f"source says plan={plan!r}: say the same, or convert the data again"
+        )
     if metadata.action_spec is None:
         return ConvertedSource(name, directory, metadata, cameras)
     return ConvertedEpisodes(

@@ -56,7 +56,9 @@ def open_source(
         "templates": robot_prompts,
     }
     if config.kind == "array_record":
-        return open_converted(name, config.path, split, cameras=config.cameras, **robot)
+        return open_converted(
+            name, config.path, split, cameras=config.cameras, plan=config.plan, **robot
+        )
     robot["cache_bytes"] = cache_bytes
     if config.kind == "lerobot":
         return LeRobotSource(
