@@ -17,10 +17,10 @@ export TF_ENABLE_ONEDNN_OPTS := 0
 # does nothing).
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test test-beam lint clean
 
 help:  ## This list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(VENV)/.rendering  ## Create .venv and install everything (the others do this first)
 
@@ -30,13 +30,19 @@ demo: setup  ## Data, training, evaluation and a report, on this machine
 test: setup  ## The whole test suite
 	$(BIN)/python -m pytest --numprocesses=$(JOBS) --durations=5
 
+# Apache Beam wants older packages than the lock has, so it has an environment of its own.
+test-beam:  ## The tests of the conversion by Apache Beam
+	@test -x $(VENV)-beam/bin/uv || { $(PYTHON) -m venv $(VENV)-beam; $(VENV)-beam/bin/pip install --quiet uv; }
+	@$(VENV)-beam/bin/uv pip install --quiet --python $(VENV)-beam/bin/python -e '.[beam,dev]'
+	$(VENV)-beam/bin/python -m pytest tests/data/convert_test.py -W ignore:label
+
 lint: setup  ## Format, lint and type checks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
 clean:  ## Remove .venv, caches and the demo's output
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info $(DEMO_OUT)
+	rm -rf $(VENV) $(VENV)-beam .pytest_cache .ruff_cache *.egg-info $(DEMO_OUT)
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps make setup a no-op until the lock or the project file changes. uv installs in half of
