@@ -186,7 +186,7 @@ def test_an_interrupted_index_goes_on(tmp_path, monkeypatch):
     (tmp_path / "00001.tar").write_bytes(whole[:-12_000])
     with pytest.raises(ValueError, match=r"00001\.tar"):
         WebDatasetSource("web", tmp_path, threads=1)
-    assert scanned[0] == "00000.tar" and "00001.tar" not in scanned
+    assert "00001.tar" not in scanned
     (tmp_path / "00001.tar").write_bytes(whole)
     assert len(WebDatasetSource("web", tmp_path)) == SHARDS * PER_SHARD
     assert sorted(scanned) == ["00000.tar", "00001.tar", "00002.tar"]

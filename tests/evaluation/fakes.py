@@ -33,10 +33,14 @@ class FakePolicy:
     ):
         self._answer, self._act = answer, act
         self.builder: SequenceBuilder | None = None
-        self.action_spec = SPEC
+        self.action_spec, self.robots = SPEC, (SPEC.name,)
         self.action_tokenizer = UniformTokenizer(SPEC, np.arange(1000, 1256), chunk)
         self.calls: list[int] = []  # rows of each
         self.sampled: list[tuple[float, tuple[int, ...]]] = []  # temperature and seeds of each act
+
+    def for_robot(self, name: str) -> FakePolicy:
+        assert name == SPEC.name
+        return self
 
     def answer(self, images: np.ndarray, questions: list[str]) -> list[str]:
         assert len(images) == len(questions)

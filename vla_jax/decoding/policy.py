@@ -68,6 +68,11 @@ class Policy:
         one_robot = len(builder.action_tokenizers) == 1
         self._decode_action = self._action_decoder() if one_robot else None
 
+    @property
+    def robots(self) -> tuple[str, ...]:
+        """Names of the ActionSpecs that it can act by."""
+        return tuple(self.builder.action_tokenizers)
+
     def for_robot(self, name: str) -> Policy:
         """The same policy, acting for one of its robots, by the name of its ActionSpec.
 

@@ -61,7 +61,7 @@ class RolloutEvaluator:
     def measure(self, policy: Policy, media: Path | None = None) -> Result:
         """See `Evaluator`. Raises ValueError if the policy's ActionSpec is not the world's."""
         config, spec = self._config, self.world.action_spec
-        if len(policy.builder.action_tokenizers) > 1:
+        if len(policy.robots) > 1:
             policy = policy.for_robot(spec.name)
         policy.action_spec.require_same(
             spec, here="the policy", there=f"table-top world {config.world!r}"
