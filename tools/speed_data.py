@@ -8,7 +8,8 @@ quality 95 (about 17 KB), are written once. Then, in turns:
            read from disk (page cache), decoded, tokenized, batched; uint8 out
 
 Printed are samples a second (medians of windows of `WINDOW_S` seconds), processor milliseconds a
-sample, their ratio, and the processor time of each stage alone.
+sample, their ratio, the processor time of each stage alone, and how long a run waits for its first
+batch when it resumes at step 10 and at step 1,000,000.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from vla_jax.text.vocabulary import Vocabulary
 SIZE, BATCH = 224, 32
 EPISODES, STEPS, CAPTIONS, PICTURES = 100, 50, 2000, 400
 WINDOW_S = 3.0
+RESUMES = (10, 1_000_000)
 SPEC = end_effector_spec("speed", max_position_m=0.05, max_rotation_rad=0.1, control_hz=10)
 WORDS = [
     "pick",
@@ -185,6 +187,21 @@ def stages(
     }
 
 
+def resume_seconds(open_loader: Callable[[int], Loader], repeats: int) -> dict[int, list[float]]:
+    """Step -> seconds from opening a loader there to its first batch, in turns."""
+    seconds: dict[int, list[float]] = {step: [] for step in RESUMES}
+    for number in range(repeats + 1):
+        for step, found in seconds.items():
+            begun = time.perf_counter()
+            loader = open_loader(step + number)  # another batch each time
+            next(loader)
+            took = time.perf_counter() - begun
+            loader.close()
+            if number:  # the first turn warms up
+                found.append(took)
+    return seconds
+
+
 def measure(repeats: int, *, folder: Path | None, threads: int) -> dict[str, Any]:
     """Everything of the module's docstring."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -201,9 +218,14 @@ def measure(repeats: int, *, folder: Path | None, threads: int) -> dict[str, Any
         sizes = {name: len(source) for name, source in sources.items()}
         mixture = Mixture(dict.fromkeys(sources, 1.0), sizes, seed=0)
         pictures = [sources[name].read(i).images[0] for name in sources for i in range(0, 2000, 10)]
-        loader = Loader(
-            mixture, sources, builder, batch_size=BATCH, image_size=SIZE, threads=threads
-        )
+
+        def open_loader(step: int) -> Loader:
+            return Loader(
+                mixture, sources, builder, batch_size=BATCH, image_size=SIZE, threads=threads,
+                start_step=step,
+            )  # fmt: skip
+
+        loader = open_loader(0)
         sides: dict[str, Iterator[Any]] = {"raw": raw_batches(pictures, threads), "loader": loader}
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for _ in range(repeats):
@@ -211,6 +233,7 @@ def measure(repeats: int, *, folder: Path | None, threads: int) -> dict[str, Any
                 seconds[name].append(window(batches))
         loader.close()
         by_stage = stages(mixture, sources, builder, repeats=5)
+        resumed = resume_seconds(open_loader, 2 * repeats)
     for name, windows in seconds.items():
         rates, cpu = zip(*windows)
         print(
@@ -225,4 +248,7 @@ def measure(repeats: int, *, folder: Path | None, threads: int) -> dict[str, Any
     )
     for name, ms in by_stage.items():
         print(f"{name:16} {ms:.3f} processor ms a sample")
-    return {"windows": seconds, "ratios": ratios, "stages": by_stage}
+    for step, found in resumed.items():
+        low, middle, high = (1e3 * f(found) for f in (min, statistics.median, max))
+        print(f"first batch at step {step:>9,}: {middle:.1f} ms [{low:.1f} to {high:.1f}]")
+    return {"windows": seconds, "ratios": ratios, "stages": by_stage, "resumed": resumed}
