@@ -86,11 +86,8 @@ def test_a_view_that_is_not_there_changes_nothing(config):
     loader = run.loader(0)
     batch = next(loader)
     loader.close()
-    model_config = dataclasses.replace(config.model, image_sees_text=sees)
-    model, params = (
-        Vla(model_config),
-        jax.jit(init_params, static_argnums=0)(model_config, jax.random.key(0)),
-    )
+    model = Vla(config.model)
+    params = jax.jit(init_params, static_argnums=0)(config.model, jax.random.key(0))
     columns = [batch[key] for key in ("tokens", "attend_causal", "valid")]
     segments = Segments(batch["image_segment"], batch["segment"])
     # Whatever fills up the place.
