@@ -28,11 +28,14 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 
+from vla_jax.data.recent import RecentlyRead
+
 TRIES = 8
 """How often a request is made before its error counts. Pauses between them add up to a minute."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds
 _BLOCK = 8 * 2**20  # bytes of a request when a remote file is read from start to end
+_SMALL_BLOCK, _BLOCKS_KEPT = 256 * 2**10, 4  # bytes and number, when it is read here and there
 _CONNECTIONS = 16  # requests at a time about facts of many files
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 # What a store calls the version of a file; the first that it gives is used.
@@ -159,6 +162,21 @@ def open_file(facts: FileFacts) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_RemoteFile(facts), _BLOCK))
 
 
+def open_blocks(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a remote file to read pieces of it here and there.
+
+    Small pieces come from the blocks read last, 1 MiB at most, which are kept until it is closed;
+    a large one is a request of its own. For one thread at a time.
+
+    Raises OSError; FileNotFoundError if it is not there.
+    """
+    text = _text(path)
+    facts = _facts(text)
+    if facts is None:
+        raise FileNotFoundError(f"{text} is not there")
+    return cast(BinaryIO, _BlockFile(facts))
+
+
 def list_files(pattern: str | os.PathLike[str]) -> list[str]:
     """Paths of a pattern, in order.
 
@@ -205,7 +223,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 class _RemoteFile(io.RawIOBase):
-    """The file object that BufferedReader asks for."""
+    """The file object that libraries ask for."""
 
     def __init__(self, facts: FileFacts):
         self._facts, self._position = facts, 0
@@ -226,9 +244,39 @@ class _RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         length = max(0, min(len(buffer), self._facts.size - self._position))
-        buffer[:length] = read_range(self._facts.path, self._position, length)
+        buffer[:length] = self._read(self._position, length)
         self._position += length
         return length
+
+    def _read(self, start: int, length: int) -> bytes:
+        return read_range(self._facts.path, start, length)
+
+
+class _BlockFile(_RemoteFile):
+    """Keeps the blocks it read last."""
+
+    def __init__(self, facts: FileFacts):
+        super().__init__(facts)
+        self._recent = RecentlyRead[bytes](_BLOCKS_KEPT * _SMALL_BLOCK, len)
+
+    def close(self) -> None:
+        self._recent.clear()
+        super().close()
+
+    def _read(self, start: int, length: int) -> bytes:
+        if length >= _SMALL_BLOCK:
+            return super()._read(start, length)
+        first, end = start // _SMALL_BLOCK, -(-(start + length) // _SMALL_BLOCK)
+        blocks = b"".join(self._block(number) for number in range(first, end))
+        return blocks[start - first * _SMALL_BLOCK :][:length]
+
+    def _block(self, number: int) -> bytes:
+        def read() -> bytes:
+            start = number * _SMALL_BLOCK
+            size = min(_SMALL_BLOCK, self._facts.size - start)
+            return read_range(self._facts.path, start, size)
+
+        return self._recent.get(number, read)
 
 
 def _text(path: str | os.PathLike[str]) -> str:
