@@ -6,6 +6,7 @@ pauses; a file that is not there, or not ours to read, is an error at once.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -37,6 +38,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds
 _BLOCK = 8 * 2**20  # bytes of a request when a remote file is read from start to end
 _SMALL_BLOCK, _BLOCKS_KEPT = 256 * 2**10, 4  # bytes and number, when it is read here and there
 _CONNECTIONS = 16  # requests at a time about facts of many files
+_LIST_FROM = 32  # files of a directory, from which on it is listed instead
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 # What a store calls the version of a file; the first that it gives is used.
 _VERSIONS = (
@@ -204,8 +206,7 @@ def file_facts(paths: Sequence[str | os.PathLike[str]], *, where: str) -> list[F
     """
     texts = [_text(path) for path in paths]
     if any(is_remote(text) for text in texts):
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            facts = list(pool.map(_facts, texts))
+        facts = _remote_facts(texts)
     else:
         facts = [_facts(text) for text in texts]
     missing = [text for text, known in zip(texts, facts) if known is None]
@@ -264,7 +265,7 @@ class _BlockFile(_RemoteFile):
         super().close()
 
     def _read(self, start: int, length: int) -> bytes:
-        if length >= _SMALL_BLOCK:
+        if not 0 < length < _SMALL_BLOCK:
             return super()._read(start, length)
         first, end = start // _SMALL_BLOCK, -(-(start + length) // _SMALL_BLOCK)
         blocks = b"".join(self._block(number) for number in range(first, end))
@@ -318,6 +319,38 @@ def _facts(path: str) -> FileFacts | None:
         info = _repeat(path, lambda: system.info(inner))
     except FileNotFoundError:
         return None
+    return _from_info(path, info)
+
+
+def _remote_facts(paths: Sequence[str]) -> list[FileFacts | None]:
+    """`_facts` of each path. A directory with many of them is listed once."""
+    counts = collections.Counter(parent(path) for path in paths if is_remote(path))
+    directories = [directory for directory, count in counts.items() if count >= _LIST_FROM]
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        listed = dict(zip(directories, pool.map(_list_facts, directories)))
+
+        def look(path: str) -> FileFacts | None:
+            directory = parent(path)
+            return listed[directory].get(path) if directory in listed else _facts(path)
+
+        return list(pool.map(look, paths))
+
+
+def _list_facts(directory: str) -> dict[str, FileFacts]:
+    """Of all files in a remote directory, by path."""
+    system, inner = _backend(directory)
+    system.invalidate_cache()  # or the listing of an earlier call comes back
+    try:
+        infos = _repeat(directory, lambda: system.ls(inner, detail=True))
+    except FileNotFoundError:
+        return {}
+    paths = (join(directory, info["name"].rpartition("/")[2]) for info in infos)
+    facts = (_from_info(path, info) for path, info in zip(paths, infos))
+    return {known.path: known for known in facts if known is not None}
+
+
+def _from_info(path: str, info: dict[str, Any]) -> FileFacts | None:
+    """From what fsspec says of it. None: it is no file."""
     if info["type"] != "file":
         return None
     version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
