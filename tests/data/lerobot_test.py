@@ -539,15 +539,15 @@ def _equal(a, b) -> None:
 def test_every_step_from_a_store_that_fails_now_and_then(data, flaky):
     options = {"cameras": CAMERAS, "state": ("observation.state",)}
     local = LeRobotSource("arm", data, "all", **options)
-    path = _upload(data, f"flaky://bucket/{data.name}/")
+    path = _upload(data, f"flaky://bucket/{data.name}")
     flaky.errors[:] = [TimeoutError("slow")] * 5
-    source = LeRobotSource("arm", path, "all", video_cache=2, cache_bytes=0, **options)
+    source = LeRobotSource("arm", f"{path}/", "all", video_cache=1, cache_bytes=0, **options)
     assert len(flaky.pauses) == 5
     assert len(source) == TOTAL and source.action_spec == local.action_spec
     for index in np.random.default_rng(5).permutation(TOTAL).tolist():
         flaky.errors[:] = [ConnectionResetError("reset")]
         _equal(source.read(index), local.read(index))
-    assert len(flaky.pauses) > 5 + TOTAL / 2, "it was not read from the store"
+    assert len(flaky.pauses) == 5 + TOTAL, "it was not read from the store"
     # The table of steps lies in the store too.
     requests = len(flaky.requests)
     LeRobotSource("arm", path, "all", **options)
@@ -575,7 +575,7 @@ def noise(tmp_path_factory) -> Path:
     """4 MB in 100 frames; its table of contents is at the end."""
     file = tmp_path_factory.mktemp("noise") / "noise.mp4"
     with av.open(str(file), "w") as container:
-        options = {"g": "2", "crf": "26", "preset": "ultrafast"}
+        options = {"g": "2", "crf": "18", "preset": "ultrafast"}
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.width = stream.height = 192
         stream.pix_fmt = "yuv420p"

@@ -300,8 +300,8 @@ def _read_local(path: str, start: int, length: int) -> bytes:
 
 def _glob(pattern: str) -> list[str]:
     system, inner = _backend(pattern)
-    system.invalidate_cache()  # or the listing of an earlier call comes back
-    return [system.unstrip_protocol(path) for path in _repeat(pattern, lambda: system.glob(inner))]
+    found = _list(pattern, system, lambda: system.glob(inner))
+    return [system.unstrip_protocol(path) for path in found]
 
 
 def _facts(path: str) -> FileFacts | None:
@@ -339,14 +339,22 @@ def _remote_facts(paths: Sequence[str]) -> list[FileFacts | None]:
 def _list_facts(directory: str) -> dict[str, FileFacts]:
     """Of all files in a remote directory, by path."""
     system, inner = _backend(directory)
-    system.invalidate_cache()  # or the listing of an earlier call comes back
     try:
-        infos = _repeat(directory, lambda: system.ls(inner, detail=True))
+        infos = _list(directory, system, lambda: system.ls(inner, detail=True))
     except FileNotFoundError:
         return {}
     paths = (join(directory, info["name"].rpartition("/")[2]) for info in infos)
     facts = (_from_info(path, info) for path, info in zip(paths, infos))
     return {known.path: known for known in facts if known is not None}
+
+
+def _list(path: str, system: Any, request: Callable[[], _Result]) -> _Result:
+    """`_repeat`, without what fsspec remembers: others write files too."""
+    system.invalidate_cache()
+    try:
+        return _repeat(path, request)
+    finally:
+        system.invalidate_cache()
 
 
 def _from_info(path: str, info: dict[str, Any]) -> FileFacts | None:

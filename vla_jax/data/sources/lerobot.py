@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data import storage
+from vla_jax.data.recent import RecentlyRead
 from vla_jax.data.sources import index_files
 from vla_jax.data.sources.base import Track, chunk_steps, place
 from vla_jax.data.sources.lerobot_meta import (
@@ -21,7 +22,6 @@ from vla_jax.data.sources.lerobot_meta import (
     read_columns,
     read_parquet,
 )
-from vla_jax.data.recent import RecentlyRead
 from vla_jax.data.sources.video import VideoFrames
 from vla_jax.data.storage import FileFacts
 from vla_jax.text.prompts import ROBOT_TEMPLATE, robot_prompts

@@ -25,10 +25,11 @@ _SAME_RATE = 5e-4
 
 
 class VideoFrames:
-    """Random access to the frames of many videos. `read` may be called by several threads at once.
+    """Random access to the frames of many videos, local or in a store.
 
-    A reader takes a decoder out of the pool, so no two threads share one, and puts it back where
-    it stopped: reading on from there needs no seeking.
+    `read` may be called by several threads at once. A reader takes a decoder out of the
+    pool, so no two threads share one, and puts it back where it stopped: reading on from there
+    needs no seeking.
 
     Args:
       fps: frames per second of every video.
@@ -116,11 +117,11 @@ class _Decoder:
 
     def __init__(self, path: str, fps: float):
         self.path, self._fps = path, fps
-        # FFmpeg reads local files itself, and only what it needs of others.
+        # FFmpeg opens local files itself.
         with contextlib.ExitStack() as opened:
             remote = storage.is_remote(path)
             file = opened.enter_context(storage.open_blocks(path)) if remote else path
-            self._container = opened.enter_context(av.open(file))
+            self._container = opened.enter_context(av.open(file, "r"))
             self._stream = self._video_stream()
             self._opened = opened.pop_all()
         self._reformatter = VideoReformatter()
