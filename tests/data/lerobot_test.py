@@ -623,20 +623,22 @@ def test_a_frame_takes_a_small_part_of_a_video(noise, flaky, monkeypatch):
 
 
 def test_a_part_of_a_parquet_file_is_read_alone(flaky):
-    """Four row groups of 1 MiB of pictures."""
+    """Eight row groups of 1 MiB of pictures, between two columns of numbers."""
     rng = np.random.default_rng(0)
-    pictures = [{"bytes": rng.bytes(2**18), "path": ""} for _ in range(16)]
-    table = pa.table({"number": range(16), FRONT: pictures, "other": range(16)})
+    pictures = [{"bytes": rng.bytes(2**18), "path": ""} for _ in range(32)]
+    table = pa.table({"number": range(32), FRONT: pictures, "other": range(32)})
     buffer, path = io.BytesIO(), "flaky://bucket/file.parquet"
     pq.write_table(table, buffer, row_group_size=4, compression="none")
     storage.write_file(path, buffer.getvalue())
-    for columns, group, most in (([FRONT], 2, 2.5), (["other", "number"], None, 1.5)):
+    for columns, group, most in (([FRONT], 2, 2.0), (["other", "number"], None, 3.0)):
         flaky.requests.clear()
         read = lerobot_meta.read_parquet(path, columns, where="here", row_group=group)
-        rows = slice(0, 16) if group is None else slice(4 * group, 4 * group + 4)
+        rows = slice(0, 32) if group is None else slice(4 * group, 4 * group + 4)
         assert read.to_pylist() == table.select(columns).to_pylist()[rows]
         flaky.requests.pop(0)
-        assert len(flaky.requests) <= 7 and _num_bytes(flaky) <= most * 2**20
+        assert _num_bytes(flaky) <= most * 2**20
+        # Nothing twice, but for the last block, which says where all is.
+        assert len(flaky.requests) <= len(set(flaky.requests)) + 1
 
 
 def test_what_is_missing_in_a_store_is_named(sets, flaky):

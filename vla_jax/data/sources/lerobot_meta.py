@@ -315,8 +315,8 @@ def read_columns(
     if missing:
         raise ValueError(f"it has no column {', '.join(missing)}; it has {there}")
     groups = range(opened.num_row_groups) if row_group is None else (row_group,)
-    # One group after the other, which is how they lie in the file. No threads, because callers
-    # read in parallel.
+    # One group after the other: reading a file whole, pyarrow holds all that it read besides the
+    # result. No threads, because callers read in parallel.
     return pa.concat_tables(
         opened.read_row_group(group, None if columns is None else list(columns), use_threads=False)
         for group in groups
