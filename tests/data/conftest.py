@@ -70,12 +70,19 @@ class FlakyStore(MemoryFileSystem):
 
     def _request(self, *what):
         self.requests.append(what)
-        if self.errors:
-            raise self.errors.pop(0)
+        try:
+            error = self.errors.pop(0)
+        except IndexError:  # there is none, or another thread has taken it
+            return
+        raise error
 
     def cat_file(self, path, start=None, end=None, **kwargs):
         self._request("cat", path, start, end)
         return super().cat_file(path, start=start, end=end, **kwargs)
+
+    def ls(self, path, **kwargs):
+        self._request("ls", path)
+        return super().ls(path, **kwargs)
 
     def info(self, path, **kwargs):
         self._request("info", path)

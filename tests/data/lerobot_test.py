@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from vla_jax.actions.spec import ActionSpec, end_effector_spec
+from vla_jax.data import storage
 from vla_jax.data.sources import lerobot_meta, video
 from vla_jax.data.sources.lerobot import LeRobotSource
 from vla_jax.text.prompts import robot_prompt
@@ -440,7 +441,7 @@ def test_pictures_are_read_by_row_group_and_kept_within_limits(sets, monkeypatch
     read = lerobot_meta.read_parquet
 
     def counted(file, columns=None, *, where, row_group=None):
-        asked.append((file.name, tuple(columns), row_group))
+        asked.append((Path(file).name, tuple(columns), row_group))
         return read(file, columns, where=where, row_group=row_group)
 
     source = LeRobotSource("arm", sets["v2_image"], "all", cameras=CAMERAS)
@@ -511,6 +512,183 @@ def test_frames_slightly_off_are_matched_to_the_nearest(tmp_path, sets):
             _check(source, index)
 
 
+# In a store
+
+
+def _upload(data: Path, to: str) -> str:
+    for file in data.rglob("*"):
+        if file.is_file() and not file.name.startswith(".index-"):
+            storage.write_file(f"{to}/{file.relative_to(data)}", file.read_bytes())
+    return to
+
+
+def _num_bytes(store) -> int:
+    """That were asked for, in ranges."""
+    assert all(None not in (start, end) for what, _, start, end in store.requests)
+    return sum(end - start for *_, start, end in store.requests)
+
+
+def _equal(a, b) -> None:
+    for one, other in zip(a.images, b.images, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(a.action, b.action)
+    np.testing.assert_array_equal(a.state, b.state)
+    assert a.prompt == b.prompt
+
+
+def test_every_step_from_a_store_that_fails_now_and_then(data, flaky):
+    options = {"cameras": CAMERAS, "state": ("observation.state",)}
+    local = LeRobotSource("arm", data, "all", **options)
+    path = _upload(data, f"flaky://bucket/{data.name}")
+    flaky.errors[:] = [TimeoutError("slow")] * 5
+    source = LeRobotSource("arm", f"{path}/", "all", video_cache=1, cache_bytes=0, **options)
+    assert len(flaky.pauses) == 5
+    assert len(source) == TOTAL and source.action_spec == local.action_spec
+    for index in np.random.default_rng(5).permutation(TOTAL).tolist():
+        flaky.errors[:] = [ConnectionResetError("reset")]
+        _equal(source.read(index), local.read(index))
+    assert len(flaky.pauses) == 5 + TOTAL, "it was not read from the store"
+    # The table of steps lies in the store too.
+    requests = len(flaky.requests)
+    LeRobotSource("arm", path, "all", **options)
+    assert not any(
+        what == "cat" and name.endswith(".parquet") and "/data/" in name
+        for what, name, *_ in flaky.requests[requests:]
+    )
+
+
+def test_several_threads_read_from_a_store(sets, flaky):
+    path = _upload(sets["v3_video"], "flaky://bucket/arm")
+    source = LeRobotSource("arm", path, "all", cameras=CAMERAS, video_cache=2)
+    order = np.random.default_rng(1).permutation(TOTAL).tolist()
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(lambda index: _check(source, index), order))
+    assert source._videos.num_open <= 2 and source._videos._busy == 0
+
+
+def _noise(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (192, 192, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory) -> Path:
+    """4 MB in 100 frames; its table of contents is at the end."""
+    file = tmp_path_factory.mktemp("noise") / "noise.mp4"
+    with av.open(str(file), "w") as container:
+        options = {"g": "2", "crf": "18", "preset": "ultrafast"}
+        stream = container.add_stream("libx264", rate=FPS, options=options)
+        stream.width = stream.height = 192
+        stream.pix_fmt = "yuv420p"
+        for i in range(100):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(_noise(i), format="rgb24")))
+        container.mux(stream.encode())
+    assert 3e6 < file.stat().st_size < 6e6
+    return file
+
+
+def test_a_frame_takes_a_small_part_of_a_video(noise, flaky, monkeypatch):
+    """At most 1 MiB is asked for and kept; nothing of a video that was closed."""
+    path, opened = "flaky://bucket/noise.mp4", []
+    open_blocks = storage.open_blocks
+    monkeypatch.setattr(
+        storage, "open_blocks", lambda p: opened.append(open_blocks(p)) or opened[-1]
+    )
+    for name in (path, f"{path}2"):
+        storage.write_file(name, noise.read_bytes())
+    local, seen = video.VideoFrames(FPS, 1), set()
+    for number in (0, 37, 73, 99):
+        flaky.requests.clear()
+        frame = (frames := video.VideoFrames(FPS, 1)).read(path, number / FPS)
+        np.testing.assert_array_equal(frame, local.read(noise, number / FPS))
+        seen.add(frame.tobytes())
+        assert flaky.requests.pop(0) == ("info", "/bucket/noise.mp4")
+        assert 2 <= len(flaky.requests) <= 5 and _num_bytes(flaky) <= 2**20
+        # Its neighbour comes from the same block or the next.
+        flaky.requests.clear()
+        frames.read(path, (number ^ 1) / FPS)
+        assert len(flaky.requests) <= 1 and _num_bytes(flaky) <= 2**18
+        assert not opened[-1].closed and 2**18 <= opened[-1]._recent.num_bytes <= 2**20
+        frames.read(f"{path}2", number / FPS)
+        assert opened[-2].closed and opened[-2]._recent.num_bytes == len(opened[-2]._recent) == 0
+    assert len(seen) == 4
+    # From start to end, every byte is asked for once, but for the blocks that begin and end it.
+    flaky.requests.clear()
+    frames = video.VideoFrames(FPS, 1)
+    for number in range(100):
+        np.testing.assert_array_equal(
+            frames.read(path, number / FPS), local.read(noise, number / FPS)
+        )
+    flaky.requests.pop(0)
+    assert noise.stat().st_size <= _num_bytes(flaky) <= noise.stat().st_size + 2**19
+
+
+def test_a_part_of_a_parquet_file_is_read_alone(flaky):
+    """Eight row groups of 1 MiB of pictures, between two columns of numbers."""
+    rng = np.random.default_rng(0)
+    pictures = [{"bytes": rng.bytes(2**18), "path": ""} for _ in range(32)]
+    table = pa.table({"number": range(32), FRONT: pictures, "other": range(32)})
+    buffer, path = io.BytesIO(), "flaky://bucket/file.parquet"
+    pq.write_table(table, buffer, row_group_size=4, compression="none")
+    storage.write_file(path, buffer.getvalue())
+    for columns, group, most in (([FRONT], 2, 2.0), (["other", "number"], None, 3.0)):
+        flaky.requests.clear()
+        read = lerobot_meta.read_parquet(path, columns, where="here", row_group=group)
+        rows = slice(0, 32) if group is None else slice(4 * group, 4 * group + 4)
+        assert read.to_pylist() == table.select(columns).to_pylist()[rows]
+        flaky.requests.pop(0)
+        assert _num_bytes(flaky) <= most * 2**20
+        # Nothing twice, but for the last block, which says where all is.
+        assert len(flaky.requests) <= len(set(flaky.requests)) + 1
+
+
+def test_what_is_missing_in_a_store_is_named(sets, flaky):
+    with pytest.raises(FileNotFoundError, match=r"'arm' \(flaky://b/x\) has no meta/info.json"):
+        LeRobotSource("arm", "flaky://b/x")
+    path = _upload(sets["v3_video"], "flaky://b/v3")
+    file = f"{path}/videos/{WRIST}/chunk-000/file-001.mp4"
+    system, inner = storage._backend(file)
+    source = LeRobotSource("arm", path, "all", cameras=CAMERAS)
+    whole = storage.read_file(file)
+    system.rm(inner)
+    with pytest.raises(FileNotFoundError, match=rf"'arm' .*1 of 7 files are missing, e.g. {file}:"):
+        LeRobotSource("arm", path, "all", cameras=CAMERAS)
+    last = rf"'arm' \({path}\) episode 3 step 8: {file} cannot be"
+    with pytest.raises(ValueError, match=rf"{last} opened: .* is not there"):
+        source.read(TOTAL - 1)
+    storage.write_file(file, whole[:600])
+    with pytest.raises(ValueError, match=rf"{last} .*copy it"):
+        source.read(TOTAL - 1)
+    storage.write_file(file, whole)
+    flaky.errors[:] = [TimeoutError("slow")] * 8
+    with pytest.raises(ValueError, match=rf"{last} opened: .*gave up after 8 tries: Timeout"):
+        source.read(TOTAL - 1)
+    _check(source, TOTAL - 1)
+    data = f"{path}/data/chunk-000/file-001.parquet"
+    storage.write_file(data, storage.read_file(data)[:-40])
+    with pytest.raises(ValueError, match=rf"'arm' .*{data} cannot be read: .*copy it again"):
+        LeRobotSource("arm", path, "all", cameras=CAMERAS)
+
+
+def test_a_file_that_was_cut_off_while_open(noise, flaky):
+    path = "flaky://bucket/noise.mp4"
+    storage.write_file(path, noise.read_bytes())
+    frames = video.VideoFrames(FPS, 1)
+    frames.read(path, 0)
+    storage.write_file(path, noise.read_bytes()[: 2**20])
+    with pytest.raises(ValueError, match=rf"{path} .*copy it again"):
+        frames.read(path, 8.0)
+    # The store fails between two reads of one video.
+    storage.write_file(path, noise.read_bytes())
+    frames.read(path, 0)
+    flaky.errors[:] = [TimeoutError("slow")] * 8
+    with pytest.raises(ValueError, match=rf"{path} cannot be decoded at 8.0000 s: .*gave up"):
+        frames.read(path, 8.0)
+    assert frames.num_open == 0
+    np.testing.assert_array_equal(
+        frames.read(path, 8.0), video.VideoFrames(FPS, 1).read(noise, 8.0)
+    )
+
+
 # What goes wrong
 
 
@@ -567,11 +745,11 @@ def test_missing_files_are_counted_and_named(tmp_path, sets):
     copy = _copy(sets["v3_video"], tmp_path)
     file = copy / f"videos/{WRIST}/chunk-000/file-001.mp4"
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=f"'arm' .*1 of 6 files are missing, e.g. {file}"):
+    with pytest.raises(FileNotFoundError, match=f"'arm' .*1 of 7 files are missing, e.g. {file}"):
         LeRobotSource("arm", copy, "all", cameras=CAMERAS)
     LeRobotSource("arm", copy, "all", cameras=(FRONT,))
     _data_file(copy, 3).unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 4 files are missing.*file-001.parquet"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 5 files are missing.*file-001.parquet"):
         LeRobotSource("arm", copy, "all", cameras=(FRONT,))
     (copy / "meta/tasks.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"'arm' .*no meta/tasks.parquet"):

@@ -6,9 +6,12 @@ import dataclasses
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.data.examples import episode
+from tests.data.lerobot_test import CAMERAS, FPS, LENGTHS, _actions, _state, _write_v2
 from tests.data.oxe_test import CASES
 from tests.data.oxe_test import _write as write_oxe
 from vla_jax.actions.spec import end_effector_spec
@@ -16,6 +19,7 @@ from vla_jax.data.oxe.record import measure
 from vla_jax.data.oxe.records import find_record
 from vla_jax.data.sources.base import Track
 from vla_jax.data.sources.episodes import EpisodeSource
+from vla_jax.data.sources.lerobot import LeRobotSource
 from vla_jax.data.statistics import (
     RELATIVE_ACCURACY,
     Statistics,
@@ -211,6 +215,36 @@ def test_statistics_come_from_disk_until_a_file_changes(tmp_path, spec, monkeypa
     np.testing.assert_array_equal(fresh.high, first.max(0))
     np.testing.assert_array_equal(changed.high, second.max(0))
     assert (first.max(0) != second.max(0)).any()
+
+
+def test_statistics_of_a_lerobot_data_set_come_from_disk(tmp_path, monkeypatch):
+    spec = end_effector_spec("arm", max_position_m=0.05, max_rotation_rad=0.1, control_hz=FPS)
+    path = _write_v2(tmp_path / "arm", spec, "image")
+
+    def measured(split):
+        state = ("observation.state",)
+        source = LeRobotSource("arm", path, split, cameras=CAMERAS, state=state)
+        return source, load_or_measure(source, split)
+
+    source, fresh = measured("train")
+    data = [str(path / f"data/chunk-000/episode_{e:06d}.parquet") for e in range(3)]
+    assert [file.path for file in source.files] == [*data, str(path / "meta/episodes.jsonl")]
+    actions = np.concatenate([_actions(e) for e in range(3)]).astype(np.float64)
+    state = np.array([_state(e, t) for e in range(3) for t in range(LENGTHS[e])])
+    assert fresh.episodes == 3 and fresh.state is not None
+    for got, expected in ((fresh.actions, actions), (fresh.state, state)):
+        np.testing.assert_allclose(got.mean, expected.mean(0), rtol=1e-12)
+        np.testing.assert_array_equal(got.high, expected.max(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(LeRobotSource, "track", None)
+        assert measured("train")[1].actions.to_json() == fresh.actions.to_json()
+        with pytest.raises(TypeError):  # other episodes
+            measured("all")
+    file = source.files[0].path
+    table = pq.read_table(file)
+    moved = pa.array([[r[0] - 1, *r[1:]] for r in table.column("action").to_pylist()])
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", moved), file)
+    assert measured("train")[1].actions.low[0] == actions[0, 0] - 1
 
 
 def test_bounds_of_an_open_x_record_refuse_a_tiny_range(tmp_path):

@@ -103,6 +103,60 @@ def test_missing_files_are_counted_and_named(place):
             read(names[1])
 
 
+def test_a_directory_of_many_files_is_listed_once(flaky):
+    few, many = ([f"flaky://b/{d}/{i}" for i in range(n)] for d, n in (("few", 3), ("many", 40)))
+    paths = [*many, *few]
+    for number, path in enumerate(paths):
+        storage.write_file(path, bytes(number))
+    storage.write_file("flaky://b/many/deep/er", b"x")
+    flaky.errors[:] = [TimeoutError("slow")]
+    facts = storage.file_facts(paths, where="here")
+    assert [(f.path, f.size) for f in facts] == [(p, n) for n, p in enumerate(paths)]
+    assert sorted(what for what, *_ in flaky.requests) == ["info"] * 3 + ["ls"] * 2
+    storage.write_file(many[7], b"other")
+    again = storage.file_facts(paths, where="here")
+    assert [f.path for f, g in zip(facts, again) if f.version != g.version] == [many[7]]
+    for missing in ("flaky://b/many/99", "flaky://b/many/deep"):
+        with pytest.raises(FileNotFoundError, match=f"1 of 44 files are missing, e.g. {missing}:"):
+            storage.file_facts([*paths, missing], where="here")
+    with pytest.raises(FileNotFoundError, match=r"40 of 40 files are missing, e\.g\. .*/none/0:"):
+        storage.file_facts([path.replace("many", "none") for path in many], where="here")
+
+
+def test_pieces_of_a_remote_file(flaky, monkeypatch):
+    """Any piece is right; blocks read last are kept, large pieces are one request."""
+    monkeypatch.setattr(storage, "_SMALL_BLOCK", 1000)
+    path = "flaky://b/file.bin"
+    storage.write_file(path, DATA)
+    rng = np.random.default_rng(0)
+    with storage.open_blocks(path) as file:
+        for _ in range(300):
+            start, length = (int(rng.integers(end)) for end in (len(DATA) + 500, 1500))
+            assert file.seek(start) == start
+            assert file.read(length) == DATA[start : start + length]
+            assert file.tell() == max(start, min(start + length, len(DATA)))
+        assert file.seek(-7, os.SEEK_END) == len(DATA) - 7 and file.read() == DATA[-7:]
+        flaky.requests.clear()
+        for start in (2500, 2100, 3999, 5000, 5999, 2000):
+            file.seek(start)
+            assert file.read(10) == DATA[start : start + 10]
+        file.seek(7000)
+        assert file.read(5000) == DATA[7000:12000]
+        starts = [(start, end) for _, _, start, end in flaky.requests]
+        assert starts == [
+            (2000, 3000),
+            (3000, 4000),
+            (4000, 5000),
+            (5000, 6000),
+            (6000, 7000),
+            (2000, 3000),
+            (7000, 12000),
+        ]
+    assert file.closed
+    with pytest.raises(FileNotFoundError, match=r"flaky://b/none is not there"):
+        storage.open_blocks("flaky://b/none")
+
+
 def test_a_changed_file_has_other_facts(place):
     path = storage.join(place, "file")
     storage.write_file(path, b"one")

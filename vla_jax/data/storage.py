@@ -6,6 +6,7 @@ pauses; a file that is not there, or not ours to read, is an error at once.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -28,12 +29,16 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 
+from vla_jax.data.recent import RecentlyRead
+
 TRIES = 8
 """How often a request is made before its error counts. Pauses between them add up to a minute."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds
 _BLOCK = 8 * 2**20  # bytes of a request when a remote file is read from start to end
+_SMALL_BLOCK, _BLOCKS_KEPT = 256 * 2**10, 4  # bytes and number, when it is read here and there
 _CONNECTIONS = 16  # requests at a time about facts of many files
+_LIST_FROM = 32  # files of a directory, from which on it is listed instead
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 # What a store calls the version of a file; the first that it gives is used.
 _VERSIONS = (
@@ -159,6 +164,21 @@ def open_file(facts: FileFacts) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_RemoteFile(facts), _BLOCK))
 
 
+def open_blocks(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a remote file to read pieces of it here and there.
+
+    Small pieces come from the blocks read last, 1 MiB at most, which are kept until it is closed;
+    a large one is a request of its own. For one thread at a time.
+
+    Raises OSError; FileNotFoundError if it is not there.
+    """
+    text = _text(path)
+    facts = _facts(text)
+    if facts is None:
+        raise FileNotFoundError(f"{text} is not there")
+    return cast(BinaryIO, _BlockFile(facts))
+
+
 def list_files(pattern: str | os.PathLike[str]) -> list[str]:
     """Paths of a pattern, in order.
 
@@ -186,8 +206,7 @@ def file_facts(paths: Sequence[str | os.PathLike[str]], *, where: str) -> list[F
     """
     texts = [_text(path) for path in paths]
     if any(is_remote(text) for text in texts):
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            facts = list(pool.map(_facts, texts))
+        facts = _remote_facts(texts)
     else:
         facts = [_facts(text) for text in texts]
     missing = [text for text, known in zip(texts, facts) if known is None]
@@ -205,7 +224,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 class _RemoteFile(io.RawIOBase):
-    """The file object that BufferedReader asks for."""
+    """The file object that libraries ask for."""
 
     def __init__(self, facts: FileFacts):
         self._facts, self._position = facts, 0
@@ -226,9 +245,39 @@ class _RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         length = max(0, min(len(buffer), self._facts.size - self._position))
-        buffer[:length] = read_range(self._facts.path, self._position, length)
+        buffer[:length] = self._read(self._position, length)
         self._position += length
         return length
+
+    def _read(self, start: int, length: int) -> bytes:
+        return read_range(self._facts.path, start, length)
+
+
+class _BlockFile(_RemoteFile):
+    """Keeps the blocks it read last."""
+
+    def __init__(self, facts: FileFacts):
+        super().__init__(facts)
+        self._recent = RecentlyRead[bytes](_BLOCKS_KEPT * _SMALL_BLOCK, len)
+
+    def close(self) -> None:
+        self._recent.clear()
+        super().close()
+
+    def _read(self, start: int, length: int) -> bytes:
+        if not 0 < length < _SMALL_BLOCK:
+            return super()._read(start, length)
+        first, end = start // _SMALL_BLOCK, -(-(start + length) // _SMALL_BLOCK)
+        blocks = b"".join(self._block(number) for number in range(first, end))
+        return blocks[start - first * _SMALL_BLOCK :][:length]
+
+    def _block(self, number: int) -> bytes:
+        def read() -> bytes:
+            start = number * _SMALL_BLOCK
+            size = min(_SMALL_BLOCK, self._facts.size - start)
+            return read_range(self._facts.path, start, size)
+
+        return self._recent.get(number, read)
 
 
 def _text(path: str | os.PathLike[str]) -> str:
@@ -251,8 +300,8 @@ def _read_local(path: str, start: int, length: int) -> bytes:
 
 def _glob(pattern: str) -> list[str]:
     system, inner = _backend(pattern)
-    system.invalidate_cache()  # or the listing of an earlier call comes back
-    return [system.unstrip_protocol(path) for path in _repeat(pattern, lambda: system.glob(inner))]
+    found = _list(pattern, system, lambda: system.glob(inner))
+    return [system.unstrip_protocol(path) for path in found]
 
 
 def _facts(path: str) -> FileFacts | None:
@@ -270,6 +319,46 @@ def _facts(path: str) -> FileFacts | None:
         info = _repeat(path, lambda: system.info(inner))
     except FileNotFoundError:
         return None
+    return _from_info(path, info)
+
+
+def _remote_facts(paths: Sequence[str]) -> list[FileFacts | None]:
+    """`_facts` of each path. A directory with many of them is listed once."""
+    counts = collections.Counter(parent(path) for path in paths if is_remote(path))
+    directories = [directory for directory, count in counts.items() if count >= _LIST_FROM]
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        listed = dict(zip(directories, pool.map(_list_facts, directories)))
+
+        def look(path: str) -> FileFacts | None:
+            directory = parent(path)
+            return listed[directory].get(path) if directory in listed else _facts(path)
+
+        return list(pool.map(look, paths))
+
+
+def _list_facts(directory: str) -> dict[str, FileFacts]:
+    """Of all files in a remote directory, by path."""
+    system, inner = _backend(directory)
+    try:
+        infos = _list(directory, system, lambda: system.ls(inner, detail=True))
+    except FileNotFoundError:
+        return {}
+    paths = (join(directory, info["name"].rpartition("/")[2]) for info in infos)
+    facts = (_from_info(path, info) for path, info in zip(paths, infos))
+    return {known.path: known for known in facts if known is not None}
+
+
+def _list(path: str, system: Any, request: Callable[[], _Result]) -> _Result:
+    """`_repeat`, without what fsspec remembers: others write files too."""
+    system.invalidate_cache()
+    try:
+        return _repeat(path, request)
+    finally:
+        system.invalidate_cache()
+
+
+def _from_info(path: str, info: dict[str, Any]) -> FileFacts | None:
+    """From what fsspec says of it. None: it is no file."""
     if info["type"] != "file":
         return None
     version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")

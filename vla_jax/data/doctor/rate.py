@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,7 +18,7 @@ def step_intervals(name: str, config: SourceConfig) -> np.ndarray:
 
     Of episodes spread over it. Raises as `LeRobotSource` does.
     """
-    meta = LeRobotMeta(name, pathlib.Path(config.path))
+    meta = LeRobotMeta(name, config.path)
     episodes = meta.episodes(config.split, meta.choose_cameras(config.cameras))
     files = list(dict.fromkeys(episode.data for episode in episodes))
     chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), _MOST_FILES)).astype(int))

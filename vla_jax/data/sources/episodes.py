@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
+from vla_jax.data.recent import RecentlyRead
 from vla_jax.data.sources import step_index
 from vla_jax.data.sources.base import Track, chunk_steps, place
-from vla_jax.data.sources.recent import RecentlyRead
 from vla_jax.data.sources.records import RecordFiles, find_feature, require_image
 from vla_jax.data.storage import FileFacts
 from vla_jax.text.prompts import PLAN_TEMPLATE, ROBOT_TEMPLATE, robot_prompts

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data import storage
+from vla_jax.data.recent import RecentlyRead
 from vla_jax.data.sources import index_files
 from vla_jax.data.sources.base import Track, chunk_steps, place
-from vla_jax.data.sources.lerobot_meta import SPEC_FILE, LeRobotMeta, read_parquet
-from vla_jax.data.sources.recent import RecentlyRead
+from vla_jax.data.sources.lerobot_meta import (
+    SPEC_FILE,
+    LeRobotMeta,
+    open_parquet,
+    read_columns,
+    read_parquet,
+)
 from vla_jax.data.sources.video import VideoFrames
+from vla_jax.data.storage import FileFacts
 from vla_jax.text.prompts import ROBOT_TEMPLATE, robot_prompts
 from vla_jax.types import Example
 
 _NUMBERS = ("episode_index", "frame_index", "task_index", "timestamp")
+_READERS = 8  # files read at a time
 
 
 class LeRobotSource:
@@ -33,7 +40,7 @@ class LeRobotSource:
 
     Args:
       name: for messages.
-      path: the data set's directory, that which holds `meta`.
+      path: the data set's directory, that which holds `meta`. Local or in a store.
       split: one of `splits` in its `meta/info.json`.
       cameras: image or video features, one per view, in the model's order. Empty: the only one.
       action: the feature that holds the actions.
@@ -41,9 +48,13 @@ class LeRobotSource:
       spec: what the actions mean. None: as the data set's own `meta/action_spec.json` says.
       chunk: C, actions of a record: that of its step and those that follow.
       frames: images of this many steps, see `EpisodeSource`.
-      video_cache: decoders kept open; a few MiB each, for 640 x 480 pixels.
+      video_cache: decoders kept open; a few MiB each, for 640 x 480 pixels, and 1 MiB of the file
+        if it is in a store.
       cache_bytes: memory for row groups of pictures; those read last are kept.
       templates: of the prompt, with {instruction}; several phrasings of the same.
+
+    Attributes:
+      files: those with the split's actions and states, then those that list the episodes.
 
     Raises:
       FileNotFoundError: no such data set, or a file of it is missing.
@@ -69,7 +80,7 @@ class LeRobotSource:
     ):
         self.name = name
         self._templates = templates
-        self._meta = LeRobotMeta(name, pathlib.Path(path))
+        self._meta = LeRobotMeta(name, path)
         self._cameras = self._meta.choose_cameras(cameras)
         self._action, self._chunk, self._frames = action, chunk, frames
         self._state = {feature: self._meta.size(feature) for feature in state}
@@ -77,8 +88,8 @@ class LeRobotSource:
         self._tasks = self._meta.tasks()
         self._episodes = self._meta.episodes(split, self._cameras)
         self._starts = [0, *np.cumsum([e.length for e in self._episodes]).tolist()]
-        self._files = list(dict.fromkeys(e.data for e in self._episodes))
-        self._require_files()
+        self._data = list(dict.fromkeys(e.data for e in self._episodes))
+        self.files = self._require_files()
         self._steps = self._load_steps(split)
         self._videos = VideoFrames(self._meta.fps, video_cache)
         self._row_groups = _RowGroups(self._meta.where, cache_bytes)
@@ -157,7 +168,7 @@ class LeRobotSource:
             file, start = video
             return self._videos.read(file, start + float(row["timestamp"]))
         return self._row_groups.image(
-            self._files[row["file"]], camera, int(row["group"]), int(row["row"])
+            self._data[row["file"]], camera, int(row["group"]), int(row["row"])
         )
 
     def _prompt(self, task: int) -> str | tuple[str, ...]:
@@ -200,41 +211,40 @@ class LeRobotSource:
             )
         return spec
 
-    def _require_files(self) -> None:
+    def _require_files(self) -> list[FileFacts]:
+        """Facts of `files`, once they and the videos are all there."""
+        numbers = [*self._data, *self._meta.episode_files()]
         videos = (video[0] for e in self._episodes for video in e.videos if video is not None)
-        files = dict.fromkeys([*map(str, self._files), *videos])
-        missing = [file for file in files if not os.path.isfile(file)]
-        if missing:
-            raise FileNotFoundError(
-                f"{self._meta.where}: {len(missing)} of {len(files)} files are missing, e.g. "
-                f"{missing[0]}: copy the data set again, videos and Git LFS files too"
-            )
+        files = [*numbers, *dict.fromkeys(videos)]
+        return storage.file_facts(files, where=self._meta.where)[: len(numbers)]
 
     def _load_steps(self, split: str) -> np.ndarray:
         """One row a step, in order of episode and step; see `_read_steps` for its fields."""
 
         def build() -> np.ndarray:
             parts, told = [], time.monotonic()
-            for number, file in enumerate(self._files):
-                parts.append(self._read_steps(number, file))
-                if time.monotonic() - told > 10:
-                    told = time.monotonic()
-                    print(
-                        f"{self.name}: read {number} of {len(self._files)} files", file=sys.stderr
-                    )
+            with ThreadPoolExecutor(_READERS) as pool:
+                for part in pool.map(self._read_steps, range(len(self._data)), self._data):
+                    parts.append(part)
+                    if time.monotonic() - told > 10:
+                        told = time.monotonic()
+                        print(
+                            f"{self.name}: read {len(parts)} of {len(self._data)} files",
+                            file=sys.stderr,
+                        )
             return self._arrange(np.concatenate(parts))
 
         ends = self._episodes[0].index, self._episodes[-1].index
         wanted = f"{self._action} {self._state} {split} {ends}"
-        files = storage.file_facts(
-            [*self._files, *self._meta.episode_files()], where=self._meta.where
-        )
-        return index_files.load_or_build(files, f"lerobot steps: {wanted}", build)
+        return index_files.load_or_build(self.files, f"lerobot steps: {wanted}", build)
 
-    def _read_steps(self, number: int, file: pathlib.Path) -> np.ndarray:
+    def _read_steps(self, number: int, file: str) -> np.ndarray:
         """The steps in one Parquet file, in its order."""
         columns = [self._action, *self._state, *_NUMBERS]
-        table = read_parquet(file, columns, where=self._meta.where)
+        with open_parquet(file, where=self._meta.where) as opened:
+            table = read_columns(opened, columns)
+            groups = range(opened.num_row_groups)
+            lengths = [opened.metadata.row_group(group).num_rows for group in groups]
         size, state_size = len(self.action_spec.dimensions), sum(self._state.values())
         fields = [(name, np.float32 if name == "timestamp" else np.int32) for name in _NUMBERS]
         # Where the pictures are, if they are in this file.
@@ -246,8 +256,6 @@ class LeRobotSource:
         if not np.isfinite(steps["timestamp"]).all():
             raise ValueError(f"{self._meta.where}, {file} has a timestamp that is NaN: repair it")
         steps["file"] = number
-        metadata = pq.read_metadata(file)
-        lengths = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         steps["group"] = np.repeat(np.arange(len(lengths)), lengths)
         steps["row"] = np.concatenate([np.arange(n) for n in [0, *lengths]])
         steps["action"] = self._vectors(table, self._action, size, file)
@@ -255,7 +263,7 @@ class LeRobotSource:
         steps["state"] = np.concatenate([np.zeros((len(table), 0)), *states], axis=1)
         return steps
 
-    def _vectors(self, table: pa.Table, name: str, size: int, file: pathlib.Path) -> np.ndarray:
+    def _vectors(self, table: pa.Table, name: str, size: int, file: str) -> np.ndarray:
         """A column of lists of numbers as [rows, size]."""
         column = table.column(name).combine_chunks()
         values = column
@@ -292,7 +300,7 @@ class _RowGroups:
         self._where = where
         self._recent = RecentlyRead[pa.ChunkedArray](cache_bytes, lambda column: column.nbytes)
 
-    def image(self, file: pathlib.Path, camera: str, group: int, row: int) -> bytes:
+    def image(self, file: str, camera: str, group: int, row: int) -> bytes:
         """Encoded, as stored."""
         struct = self._column(file, camera, group)[row]
         data = struct["bytes"].as_py() if pa.types.is_struct(struct.type) else None
@@ -303,7 +311,7 @@ class _RowGroups:
             )
         return data
 
-    def _column(self, file: pathlib.Path, camera: str, group: int) -> pa.ChunkedArray:
+    def _column(self, file: str, camera: str, group: int) -> pa.ChunkedArray:
         def read() -> pa.ChunkedArray:
             table = read_parquet(file, [camera], where=self._where, row_group=group)
             return table.column(camera)

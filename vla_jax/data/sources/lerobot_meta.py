@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
 import json
-import pathlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from vla_jax.data import storage
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 SPEC_FILE = "meta/action_spec.json"
@@ -31,7 +35,7 @@ class Episode:
 
     index: int
     length: int
-    data: pathlib.Path
+    data: str
     videos: tuple[tuple[str, float] | None, ...]
 
 
@@ -48,15 +52,16 @@ class LeRobotMeta:
       ValueError: another version, a file of `meta` that cannot be understood.
     """
 
-    def __init__(self, name: str, path: pathlib.Path):
-        self.path, self.where = path, f"data set {name!r} ({path})"
-        file = path / "meta" / "info.json"
-        if not file.is_file():
+    def __init__(self, name: str, path: str | os.PathLike[str]):
+        self.path = os.fspath(path).rstrip("/")
+        self.where = f"data set {name!r} ({self.path})"
+        file = self._file("meta/info.json")
+        if not storage.exists(file):
             raise FileNotFoundError(
                 f"{self.where} has no meta/info.json. Give the directory of one LeRobot data set, "
                 "the one that holds data/ and meta/"
             )
-        self.info = self._json(file.read_text(encoding="utf-8"), "meta/info.json")
+        self.info = self._json(_read_text(file), "meta/info.json")
         version = self.info.get("codebase_version")
         if version not in VERSIONS:
             raise ValueError(
@@ -125,11 +130,12 @@ class LeRobotMeta:
             )
         return dict(zip(table.column("task_index").to_pylist(), table.column(texts[0]).to_pylist()))
 
-    def episode_files(self) -> list[pathlib.Path]:
+    def episode_files(self) -> list[str]:
         """The files that list the episodes."""
         if self._one_file_an_episode:
             return [self._require("meta/episodes.jsonl")]
-        files = sorted((self.path / "meta" / "episodes").glob("*/*.parquet"))
+        pattern = storage.join(glob.escape(self.path), "meta/episodes/*/*.parquet")
+        files = storage.list_files(pattern)
         return files or [self._require("meta/episodes/chunk-000/file-000.parquet")]
 
     def episodes(self, split: str, cameras: Sequence[str]) -> list[Episode]:
@@ -156,7 +162,7 @@ class LeRobotMeta:
             names = [f"{feature}_{i}" for i in range(size)]
         low, high = self._bounds(feature, size)
         draft = {
-            "name": self.info.get("robot_type") or self.path.name,
+            "name": self.info.get("robot_type") or self.path.rpartition("/")[2],
             "dimensions": [
                 {"name": n, "unit": _guess_unit(n), "low": lo, "high": hi, "levels": None}
                 for n, lo, hi in zip(names, low, high)
@@ -170,10 +176,10 @@ class LeRobotMeta:
 
     def stored_spec(self) -> str | None:
         """The text of `SPEC_FILE`, if there is one. Raises ValueError if it is a draft still."""
-        file = self.path / SPEC_FILE
-        if not file.is_file():
+        file = self._file(SPEC_FILE)
+        if not storage.exists(file):
             return None
-        text = file.read_text(encoding="utf-8")
+        text = _read_text(file)
         if f'"{_EDIT}' in text:
             raise ValueError(f"{self.where}: {SPEC_FILE} is a draft: fill in what says {_EDIT}")
         return text
@@ -201,12 +207,12 @@ class LeRobotMeta:
 
             def video(camera: str, place: dict[str, int] = place) -> tuple[str, float]:
                 file = self.info["video_path"].format(video_key=camera, **place)
-                return str(self.path / file), 0.0
+                return self._file(file), 0.0
 
             yield Episode(
                 index,
                 line["length"],
-                self.path / self._data_path.format(**place),
+                self._file(self._data_path.format(**place)),
                 tuple(video(c) if self.is_video(c) else None for c in cameras),
             )
 
@@ -215,7 +221,7 @@ class LeRobotMeta:
         columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
         for prefix in prefixes.values():
             columns += [prefix + c for c in ("chunk_index", "file_index", "from_timestamp")]
-        data_files: dict[tuple[int, int], pathlib.Path] = {}
+        data_files: dict[tuple[int, int], str] = {}
         for file in self.episode_files():
             for row in self._parquet(file, columns).to_pylist():
 
@@ -225,12 +231,12 @@ class LeRobotMeta:
                         chunk_index=row[prefix + "chunk_index"],
                         file_index=row[prefix + "file_index"],
                     )
-                    return str(self.path / name), float(row[prefix + "from_timestamp"])
+                    return self._file(name), float(row[prefix + "from_timestamp"])
 
                 place = row["data/chunk_index"], row["data/file_index"]
                 if place not in data_files:
                     name = self._data_path.format(chunk_index=place[0], file_index=place[1])
-                    data_files[place] = self.path / name
+                    data_files[place] = self._file(name)
                 yield Episode(
                     row["episode_index"],
                     row["length"],
@@ -253,20 +259,23 @@ class LeRobotMeta:
 
     def _statistics(self) -> list[dict[str, Any]]:
         """Of the whole data set or, in version 2.1, of each episode; [] if there are none."""
-        file = self.path / "meta" / "stats.json"
-        if file.is_file():
-            return [self._json(file.read_text(encoding="utf-8"), "meta/stats.json")]
-        if (self.path / "meta" / "episodes_stats.jsonl").is_file():
+        file = self._file("meta/stats.json")
+        if storage.exists(file):
+            return [self._json(_read_text(file), "meta/stats.json")]
+        if storage.exists(self._file("meta/episodes_stats.jsonl")):
             return [line["stats"] for line in self._lines("meta/episodes_stats.jsonl")]
         return []
 
-    def _require(self, file: str) -> pathlib.Path:
-        if not (self.path / file).is_file():
-            raise FileNotFoundError(f"{self.where} has no {file}: copy the data set again")
-        return self.path / file
+    def _file(self, name: str) -> str:
+        return storage.join(self.path, name)
+
+    def _require(self, name: str) -> str:
+        if not storage.exists(self._file(name)):
+            raise FileNotFoundError(f"{self.where} has no {name}: copy the data set again")
+        return self._file(name)
 
     def _lines(self, file: str) -> list[dict[str, Any]]:
-        lines = self._require(file).read_text(encoding="utf-8").splitlines()
+        lines = _read_text(self._require(file)).splitlines()
         return [self._json(s, f"{file} line {n}") for n, s in enumerate(lines, 1) if s.strip()]
 
     def _json(self, text: str, file: str) -> dict[str, Any]:
@@ -278,34 +287,59 @@ class LeRobotMeta:
             raise ValueError(f"{self.where}: {file} is no JSON object; copy it again")
         return value
 
-    def _parquet(self, file: pathlib.Path, columns: Sequence[str] | None = None) -> pa.Table:
+    def _parquet(self, file: str, columns: Sequence[str] | None = None) -> pa.Table:
         return read_parquet(file, columns, where=self.where)
 
 
+@contextlib.contextmanager
+def open_parquet(file: str, *, where: str) -> Iterator[pq.ParquetFile]:
+    """Opens a file to read parts of it, see `read_columns`.
+
+    What is raised meanwhile because it is damaged becomes a ValueError naming file and remedy.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            remote = storage.is_remote(file)
+            source = stack.enter_context(storage.open_blocks(file)) if remote else file
+            yield stack.enter_context(pq.ParquetFile(source))
+    except (ValueError, OSError, EOFError, pa.ArrowException) as e:
+        raise ValueError(f"{where}, {file} cannot be read: {e}: copy it again") from e
+
+
+def read_columns(
+    opened: pq.ParquetFile, columns: Sequence[str] | None = None, row_group: int | None = None
+) -> pa.Table:
+    """Some columns of a file or of one of its row groups. Raises ValueError if one is missing."""
+    there = opened.schema_arrow.names
+    missing = [c for c in columns or () if c not in there]
+    if missing:
+        raise ValueError(f"it has no column {', '.join(missing)}; it has {there}")
+    groups = range(opened.num_row_groups) if row_group is None else (row_group,)
+    # One group after the other: reading a file whole, pyarrow holds all that it read besides the
+    # result. No threads, because callers read in parallel.
+    return pa.concat_tables(
+        opened.read_row_group(group, None if columns is None else list(columns), use_threads=False)
+        for group in groups
+    )
+
+
 def read_parquet(
-    file: pathlib.Path,
+    file: str,
     columns: Sequence[str] | None = None,
     *,
     where: str,
     row_group: int | None = None,
 ) -> pa.Table:
-    """Some columns of a file or of one of its row groups.
+    """`read_columns` of a file.
 
     Raises ValueError naming the file and the remedy if it is damaged or a column is missing.
     """
-    try:
-        with pq.ParquetFile(file) as opened:
-            there = opened.schema_arrow.names
-            missing = [c for c in columns or () if c not in there]
-            if missing:
-                raise ValueError(f"it has no column {', '.join(missing)}; it has {there}")
-            wanted = None if columns is None else list(columns)
-            # Callers read in parallel.
-            if row_group is None:
-                return opened.read(wanted, use_threads=False)
-            return opened.read_row_group(row_group, wanted, use_threads=False)
-    except (ValueError, OSError, pa.ArrowException) as e:
-        raise ValueError(f"{where}, {file} cannot be read: {e}: copy it again") from e
+    with open_parquet(file, where=where) as opened:
+        return read_columns(opened, columns, row_group)
+
+
+def _read_text(file: str) -> str:
+    return storage.read_file(file).decode("utf-8")
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pathlib
+import contextlib
+import os
 import threading
 from collections.abc import Iterator
 
@@ -11,6 +12,8 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+
+from vla_jax.data import storage
 
 TOLERANCE_S = 1e-4
 """A frame this near is the one that was asked for: timestamps are stored as float32."""
@@ -22,10 +25,11 @@ _SAME_RATE = 5e-4
 
 
 class VideoFrames:
-    """Random access to the frames of many videos. `read` may be called by several threads at once.
+    """Random access to the frames of many videos, local or in a store.
 
-    A reader takes a decoder out of the pool, so no two threads share one, and puts it back where
-    it stopped: reading on from there needs no seeking.
+    `read` may be called by several threads at once. A reader takes a decoder out of the
+    pool, so no two threads share one, and puts it back where it stopped: reading on from there
+    needs no seeking.
 
     Args:
       fps: frames per second of every video.
@@ -42,17 +46,17 @@ class VideoFrames:
     def num_open(self) -> int:
         return len(self._idle) + self._busy
 
-    def read(self, path: str | pathlib.Path, time_s: float) -> np.ndarray:
+    def read(self, path: str | os.PathLike[str], time_s: float) -> np.ndarray:
         """The frame nearest to `time_s`, uint8 RGB [h, w, 3].
 
         Raises:
           ValueError: naming the file, if it cannot be opened or decoded, has another frame rate,
             or has no frame within half a frame of `time_s`.
         """
-        path = str(path)
+        path = os.fspath(path)
         try:
             decoder = self._take(path, time_s)
-        except (FFmpegError, OSError) as e:
+        except (FFmpegError, OSError, EOFError) as e:
             raise ValueError(
                 f"{path} cannot be opened: {e}. It is missing, cut off or no video: copy it again"
             ) from e
@@ -62,7 +66,7 @@ class VideoFrames:
             with self._lock:
                 self._busy -= 1
             decoder.close()
-            if isinstance(e, (FFmpegError, OSError)):
+            if isinstance(e, (FFmpegError, OSError, EOFError)):
                 raise ValueError(
                     f"{path} cannot be decoded at {time_s:.4f} s: {e}. It is damaged: copy it again"
                 ) from e
@@ -113,12 +117,13 @@ class _Decoder:
 
     def __init__(self, path: str, fps: float):
         self.path, self._fps = path, fps
-        self._container = av.open(path)
-        try:
+        # FFmpeg opens local files itself.
+        with contextlib.ExitStack() as opened:
+            remote = storage.is_remote(path)
+            file = opened.enter_context(storage.open_blocks(path)) if remote else path
+            self._container = opened.enter_context(av.open(file, "r"))
             self._stream = self._video_stream()
-        except BaseException:
-            self._container.close()
-            raise
+            self._opened = opened.pop_all()
         self._reformatter = VideoReformatter()
         self._frames: Iterator[VideoFrame] = iter(())
         self._current: VideoFrame | None = None
@@ -131,7 +136,7 @@ class _Decoder:
 
     def close(self) -> None:
         self._frames = iter(())
-        self._container.close()
+        self._opened.close()
 
     def read(self, time_s: float) -> np.ndarray:
         ahead = time_s - self.position

@@ -27,6 +27,12 @@ class RecentlyRead(Generic[_Value]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def clear(self) -> None:
+        """Forgets all values."""
+        with self._lock:
+            self._values.clear()
+            self.num_bytes = 0
+
     def get(self, key: Hashable, read: Callable[[], _Value]) -> _Value:
         """The value of `key`; `read()` makes it, outside the lock, if it is not kept."""
         with self._lock:
