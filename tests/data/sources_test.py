@@ -375,6 +375,22 @@ def test_a_truncated_file_is_named(tmp_path, robot_data):
         EpisodeSource("robot", copy).read(0)
 
 
+@pytest.mark.parametrize("robot_data", ["tfrecord"], indirect=True)
+def test_records_before_a_cut_are_used_if_so_many_may_be_missing(tmp_path, robot_data, capsys):
+    copy = shutil.copytree(robot_data, tmp_path / "copy", ignore=shutil.ignore_patterns(".index*"))
+    file = next(copy.glob("*train*"))
+    spans = RecordFiles("robot", copy, "train")._shards._spans
+    os.truncate(file, int(spans[2, 0]) + 5)  # episodes 2 and 3 of 4
+    message = rf"{file} record 2: .* cut off or damaged from byte {spans[2, 0] - 12} \(2 rec.*1 may"
+    with pytest.raises(ValueError, match=message):
+        EpisodeSource("robot", copy, max_bad_records=1)
+    source = EpisodeSource("robot", copy, max_bad_records=2)
+    assert len(source) == LENGTHS[0] + LENGTHS[1]
+    assert capsys.readouterr().err.count("left out: ") == 2
+    whole = EpisodeSource("robot", robot_data)
+    assert all(source.read(i).images == whole.read(i).images for i in range(len(source)))
+
+
 def test_a_damaged_record_is_named(tmp_path, robot_data):
     copy = shutil.copytree(robot_data, tmp_path / "copy", ignore=shutil.ignore_patterns(".index*"))
     file = next(copy.glob("*train*"))

@@ -180,18 +180,6 @@ def test_shards_are_read_once_and_again_when_they_change(place, monkeypatch):
     assert source.read(PER_SHARD + 2).answer == f"a dög number {2 * PER_SHARD}"
 
 
-def test_an_interrupted_index_goes_on(tmp_path, monkeypatch):
-    _write(tmp_path)
-    scanned, whole = _count_scans(monkeypatch), (tmp_path / "00001.tar").read_bytes()
-    (tmp_path / "00001.tar").write_bytes(whole[:-12_000])
-    with pytest.raises(ValueError, match=r"00001\.tar"):
-        WebDatasetSource("web", tmp_path, threads=1)
-    assert "00001.tar" not in scanned
-    (tmp_path / "00001.tar").write_bytes(whole)
-    assert len(WebDatasetSource("web", tmp_path)) == SHARDS * PER_SHARD
-    assert sorted(scanned) == ["00000.tar", "00001.tar", "00002.tar"]
-
-
 def test_a_store_that_fails_now_and_then(flaky, capsys):
     _write("flaky://b")
     flaky.errors[:] = [OSError("503"), TimeoutError("slow")] * 3
@@ -271,6 +259,23 @@ def test_a_truncated_shard_is_named(tmp_path):
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match=f"byte {members[4].offset} is neither a header nor"):
         WebDatasetSource("web", path)
+
+
+def test_samples_before_a_cut_are_used_if_so_many_shards_may_be_cut_off(tmp_path, capsys):
+    _write(tmp_path)
+    path = tmp_path / "00001.tar"
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        starts = [m.offset for m in tar.getmembers() if m.name.endswith((".jpg", ".png"))]
+    expected = [WebDatasetSource("web", tmp_path).read(i) for i in range(SHARDS * PER_SHARD)]
+    for kept in (2, 0):
+        path.write_bytes(whole[: starts[kept] + 700])
+        with pytest.raises(ValueError, match=r"00001\.tar .* is cut off.*\n.*1 shards .* 0 may be"):
+            WebDatasetSource("web", tmp_path)
+        source = WebDatasetSource("web", tmp_path, max_bad_records=1)
+        assert "left out, the end of a shard: data set 'web'" in capsys.readouterr().err
+        left = expected[: PER_SHARD + kept] + expected[2 * PER_SHARD :]
+        assert [source.read(i) for i in range(len(source))] == left
 
 
 def test_a_shard_cut_off_after_the_opening_is_named(tmp_path):

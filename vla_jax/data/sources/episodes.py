@@ -94,7 +94,7 @@ class EpisodeSource:
     ):
         self.name = name
         self._templates = templates
-        self._records = RecordFiles(name, path, split)
+        self._records = RecordFiles(name, path, split, max_bad_records=max_bad_records)
         self._layout, self._chunk, self._frames = layout, chunk, frames
         self._where = f"data set {name!r} ({self._records.path})"
         for key in layout.images:

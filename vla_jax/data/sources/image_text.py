@@ -27,6 +27,7 @@ class ImageTextSource:
       path: the data set's directory.
       split: its split.
       image: feature with the encoded image.
+      max_bad_records: so many may be cut off at the end of files; to read one is an error.
       texts: which text features, or lists of them, make the prompt and the answer.
 
     Raises:
@@ -44,9 +45,10 @@ class ImageTextSource:
         *,
         image: str = "image",
         texts: TextLayout = PROMPT_AND_ANSWER,
+        max_bad_records: int = 0,
     ):
         self.name = name
-        self._records = RecordFiles(name, path, split)
+        self._records = RecordFiles(name, path, split, max_bad_records=max_bad_records)
         self._image, self._texts = image, texts
         features, where = self._records.info.features, f"data set {name!r} ({path})"
         require_image(features, image, where=where)

@@ -39,9 +39,18 @@ def open_source(
         return open_custom(name, config.path, split)
     if config.kind == "image_text":
         texts = _texts(config, PROMPT_AND_ANSWER)
-        return ImageTextSource(name, config.path, split, image=config.image or "image", texts=texts)
+        return ImageTextSource(
+            name,
+            config.path,
+            split,
+            image=config.image or "image",
+            texts=texts,
+            max_bad_records=max_bad_records,
+        )
     if config.kind == "webdataset":
-        return WebDatasetSource(name, config.path, texts=_texts(config, CAPTIONS))
+        return WebDatasetSource(
+            name, config.path, texts=_texts(config, CAPTIONS), max_bad_records=max_bad_records
+        )
     if config.kind == "jsonl":
         return JsonlSource(
             name,

@@ -39,7 +39,9 @@ class RecordFiles:
       ValueError: no such split, a file format other than ArrayRecord and TFRecord, a damaged file.
     """
 
-    def __init__(self, name: str, path: str | os.PathLike[str], split: str):
+    def __init__(
+        self, name: str, path: str | os.PathLike[str], split: str, *, max_bad_records: int = 0
+    ):
         self.name, self.path, self.split = name, os.fspath(path), split
         self.info = _dataset_info(name, self.path)
         if split not in self.info.splits:
@@ -52,6 +54,8 @@ class RecordFiles:
         self.files = storage.file_facts(names, where=f"data set {name!r}")
         self._starts = [0, *np.cumsum(shards.shard_lengths).tolist()]
         self._shards = self._open(list(shards.shard_lengths))
+        if isinstance(self._shards, _TfRecords):
+            self._shards.require_few_cut_off(max_bad_records)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -166,18 +170,37 @@ class _TfRecords:
     def __init__(self, name: str, files: Sequence[FileFacts], lengths: Sequence[int]):
         self._name, self._files, self._lengths = name, files, lengths
         self._first = [0, *np.cumsum(lengths).tolist()]
-        self._spans = index_files.load_or_build(files, "tfrecord spans", self._scan)
+        self._spans = index_files.load_or_build(
+            files, "tfrecord spans, -1 where cut off", self._scan
+        )
 
     def read(self, shard: int, number: int) -> bytes:
+        """Raises ValueError for a record that was cut off when the table was made."""
         offset, length = self._spans[self._first[shard] + number].tolist()
+        if length < 0:
+            raise ValueError(f"the file is cut off or damaged from byte {offset}; copy it again")
         return storage.read_range(self._files[shard].path, offset, length)
 
     def read_part(self, shard: int, number: int, offset: int, length: int) -> bytes:
         start = int(self._spans[self._first[shard] + number, 0])
         return storage.read_range(self._files[shard].path, start + offset, length)
 
+    def require_few_cut_off(self, allowed: int) -> None:
+        """Raises ValueError, naming the first, if files are cut off before more records."""
+        cut = np.flatnonzero(self._spans[:, 1] < 0)
+        if len(cut) > allowed:
+            shard, number = place(self._first, int(cut[0]), "record", self._name)
+            raise ValueError(
+                f"data set {self._name!r}, {self._files[shard].path} record {number}: the file is "
+                f"cut off or damaged from byte {self._spans[cut[0], 0]} ({len(cut)} records of the "
+                f"data set are missing, {allowed} may be: data.max_bad_records); copy it again"
+            )
+
     def _scan(self) -> np.ndarray:
-        """int64 [records, 2]: offset and length of each record's bytes, from the headers alone."""
+        """int64 [records, 2]: offset and length of each record's bytes, from the headers alone.
+
+        Where a file is cut off, records have length -1, and the offset from which on it is.
+        """
         spans = []
         for facts, count in zip(self._files, self._lengths):
             path, size, position, found = facts.path, facts.size, 0, 0
@@ -187,18 +210,15 @@ class _TfRecords:
                     (length,) = struct.unpack("<Q", file.read(8))
                     end = position + _HEADER + length + _FOOTER
                     if end > size:
-                        raise ValueError(
-                            f"data set {self._name!r}, {path} record {found} (byte {position}) "
-                            f"ends at byte {end}, the file at {size}: it is cut off or damaged; "
-                            "copy it again"
-                        )
+                        break
                     spans.append((position + _HEADER, length))
                     position, found = end, found + 1
-            if found != count:
+            if found > count:
                 raise ValueError(
                     f"data set {self._name!r}, {path} has {found} records, dataset_info.json says "
                     f"{count}: copy it again"
                 )
+            spans += [(position, -1)] * (count - found)
         return np.asarray(spans, np.int64).reshape(-1, 2)
 
 

@@ -36,7 +36,8 @@ _KINDS = {"jpg": _IMAGE, "jpeg": _IMAGE, "png": _IMAGE, "webp": _IMAGE, "txt": _
 _NAMES = ("image (jpg, jpeg, png, webp)", ".txt", ".json")
 _UNIT = tarfile.BLOCKSIZE  # files begin at multiples of it, which keeps the table small
 _GAP = 64 * 1024  # bytes read in vain rather than asked for apart
-_WHAT = "webdataset: uint32 (block, length) of image, txt, json"
+_CUT_OFF = 2**32 - 1
+_WHAT = "webdataset: uint32 (block, length) of image, txt, json; cut off"
 
 
 class WebDatasetSource:
@@ -51,6 +52,7 @@ class WebDatasetSource:
         or `/data/*.tar`, or a directory, which stands for its `*.tar`.
       texts: `.txt` is the text file without the white space around it, other fields are those of
         the JSON file.
+      max_bad_records: so many shards may be cut off; the samples before the cut are used.
       threads: shards read at a time when the table is built.
 
     Raises:
@@ -66,6 +68,7 @@ class WebDatasetSource:
         path: str | os.PathLike[str],
         *,
         texts: TextLayout = CAPTIONS,
+        max_bad_records: int = 0,
         threads: int = 8,
     ):
         self.name, self._texts = name, texts
@@ -82,6 +85,7 @@ class WebDatasetSource:
         self._table = index_files.load_or_build_by_file(
             self._shards, _WHAT, self._scan, name=name, threads=threads
         )
+        self._require_few_cut_off(max_bad_records)
         self._kinds = [_IMAGE]
         self._kinds += [_TEXT] if TEXT_FILE in texts.fields else []
         self._kinds += [_JSON] if set(texts.fields) - {TEXT_FILE} else []
@@ -156,9 +160,40 @@ class WebDatasetSource:
             names = [member.name for _, member in zip(range(6), tar)]
         return ", ".join(names) or "nothing"
 
+    def _require_few_cut_off(self, allowed: int) -> None:
+        cut = self._table[self._table[:, 1] == _CUT_OFF, 0].tolist()
+        for number in cut:
+            try:
+                self._read_headers(self._shards[number], array.array("q"))
+            except ValueError as e:
+                if len(cut) > allowed:
+                    e.add_note(
+                        f"{len(cut)} shards are cut off or damaged, {allowed} may be: "
+                        "data.max_bad_records"
+                    )
+                    raise
+                print(f"left out, the end of a shard: {e}", file=sys.stderr)
+
     def _scan(self, shard: FileFacts) -> np.ndarray:
-        """uint32 [samples, 6]: block and length of image, txt and json; (0, 0) for none."""
-        rows, row, last = array.array("q"), [0] * 6, ""
+        """uint32 [samples, 6]: block and length of image, txt and json; (0, 0) for none.
+
+        The last row of a shard that is cut off begins with `_CUT_OFF`, and is no sample.
+        """
+        rows = array.array("q")
+        try:
+            self._read_headers(shard, rows)
+        except ValueError:
+            rows.extend([0] * 6 if not rows else [])
+            rows.extend((_CUT_OFF, *[0] * 5))
+        table = np.frombuffer(rows, np.int64).reshape(-1, 6)
+        return table[1:].astype(np.uint32)  # the first row is that before the first sample
+
+    def _read_headers(self, shard: FileFacts, rows: array.array) -> None:
+        """Extends `rows` by a sample before the first one, which is nothing, and the samples.
+
+        Raises ValueError, naming the shard, where it is cut off; what came before is in `rows`.
+        """
+        row, last = [0] * 6, ""
         try:
             with storage.open_file(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
@@ -179,8 +214,6 @@ class WebDatasetSource:
         if end != bytes(_UNIT):
             raise self._damaged(shard, f"byte {at} is neither a header nor the end mark")
         rows.extend(row)
-        table = np.frombuffer(rows, np.int64).reshape(-1, 6)
-        return table[1:].astype(np.uint32)  # the first row is that before the first sample
 
     def _damaged(self, shard: FileFacts, reason: str) -> ValueError:
         return ValueError(
