@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from tests.data.examples import LENGTHS, encoded, episode, episodes, pixels, rows
 from vla_jax.actions.spec import end_effector_spec
-from vla_jax.data import storage
+from vla_jax.data import storage, tfds_writer
 from vla_jax.data.config import SourceConfig
 from vla_jax.data.sources.episodes import EpisodeLayout, EpisodeSource
 from vla_jax.data.sources.image_text import ImageTextSource
@@ -389,6 +389,23 @@ def test_records_before_a_cut_are_used_if_so_many_may_be_missing(tmp_path, robot
     assert capsys.readouterr().err.count("left out: ") == 2
     whole = EpisodeSource("robot", robot_data)
     assert all(source.read(i).images == whole.read(i).images for i in range(len(source)))
+
+
+def test_a_missing_file_is_so_many_bad_records(tmp_path, spec, monkeypatch, capsys):
+    for file_format in ("tfrecord", "array_record"):
+        path = tmp_path / file_format
+        monkeypatch.setattr(tfds_writer, "EPISODES_PER_SHARD", 2)
+        write_episodes(episodes(), path, spec, name="d", description="", file_format=file_format)
+        lost = sorted(path.glob("*train*"))[1]  # episodes 2 and 3 of 5
+        lost.unlink()
+        with pytest.raises(FileNotFoundError, match="1 of 3 files are missing"):
+            EpisodeSource("d", path)
+        with pytest.raises(ValueError, match=rf"{lost} record 0.* 1 (may be|are allowed)"):
+            EpisodeSource("d", path, max_bad_records=1)
+        source = EpisodeSource("d", path, max_bad_records=2)
+        expected = [encoded(100 * n + t) for n in (0, 1, 4) for t in range(LENGTHS[n])]
+        assert [source.read(i).images[0] for i in range(len(source))] == expected
+        assert capsys.readouterr().err.count(f"left out: data set 'd', {lost}") == 2
 
 
 def test_a_damaged_record_is_named(tmp_path, robot_data):

@@ -195,12 +195,15 @@ def list_files(pattern: str | os.PathLike[str]) -> list[str]:
     return paths
 
 
-def file_facts(paths: Sequence[str | os.PathLike[str]], *, where: str) -> list[FileFacts]:
+def file_facts(
+    paths: Sequence[str | os.PathLike[str]], *, where: str, may_miss: bool = False
+) -> list[FileFacts]:
     """Facts of files that must all be there.
 
     Args:
       paths: of the files.
       where: what they belong to, for messages, e.g. "data set 'demo'".
+      may_miss: a missing file counts as an empty one, unless all are missing.
 
     Raises FileNotFoundError, saying how many are missing and naming the first.
     """
@@ -210,12 +213,12 @@ def file_facts(paths: Sequence[str | os.PathLike[str]], *, where: str) -> list[F
     else:
         facts = [_facts(text) for text in texts]
     missing = [text for text, known in zip(texts, facts) if known is None]
-    if missing:
+    if missing and not (may_miss and len(missing) < len(texts)):
         raise FileNotFoundError(
             f"{where}: {len(missing)} of {len(texts)} files are missing, e.g. {missing[0]}: "
             "copy or write the data set again"
         )
-    return [known for known in facts if known is not None]
+    return [known or FileFacts(text, 0, "missing") for text, known in zip(texts, facts)]
 
 
 def exists(path: str | os.PathLike[str]) -> bool:

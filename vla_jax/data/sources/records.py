@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
@@ -51,7 +52,9 @@ class RecordFiles:
             )
         shards = self.info.splits[split]
         names = [storage.join(self.path, filename) for filename in sorted(shards.filenames)]
-        self.files = storage.file_facts(names, where=f"data set {name!r}")
+        self.files = storage.file_facts(
+            names, where=f"data set {name!r}", may_miss=max_bad_records > 0
+        )
         self._starts = [0, *np.cumsum(shards.shard_lengths).tolist()]
         self._shards = self._open(list(shards.shard_lengths))
         if isinstance(self._shards, _TfRecords):
@@ -178,7 +181,7 @@ class _TfRecords:
         """Raises ValueError for a record that was cut off when the table was made."""
         offset, length = self._spans[self._first[shard] + number].tolist()
         if length < 0:
-            raise ValueError(f"the file is cut off or damaged from byte {offset}; copy it again")
+            raise ValueError(f"the file is missing or cut off from byte {offset}; copy it again")
         return storage.read_range(self._files[shard].path, offset, length)
 
     def read_part(self, shard: int, number: int, offset: int, length: int) -> bytes:
@@ -192,8 +195,9 @@ class _TfRecords:
             shard, number = place(self._first, int(cut[0]), "record", self._name)
             raise ValueError(
                 f"data set {self._name!r}, {self._files[shard].path} record {number}: the file is "
-                f"cut off or damaged from byte {self._spans[cut[0], 0]} ({len(cut)} records of the "
-                f"data set are missing, {allowed} may be: data.max_bad_records); copy it again"
+                f"missing, cut off or damaged from byte {self._spans[cut[0], 0]} ({len(cut)} "
+                f"records of the data set are lost, {allowed} may be: data.max_bad_records); copy "
+                "it again"
             )
 
     def _scan(self) -> np.ndarray:
@@ -204,7 +208,7 @@ class _TfRecords:
         spans = []
         for facts, count in zip(self._files, self._lengths):
             path, size, position, found = facts.path, facts.size, 0, 0
-            with storage.open_file(facts) as file:
+            with storage.open_file(facts) if size else io.BytesIO() as file:
                 while position + _HEADER <= size:
                     file.seek(position)
                     (length,) = struct.unpack("<Q", file.read(8))
