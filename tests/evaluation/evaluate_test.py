@@ -16,6 +16,7 @@ from vla_jax import config as config_lib
 from vla_jax.actions.uniform import UniformTokenizer
 from vla_jax.config import Config
 from vla_jax.data.config import DataConfig, SourceConfig
+from vla_jax.data.convert import convert
 from vla_jax.data.generate import ImageTextRow
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.data.sources.opening import open_source
@@ -150,6 +151,28 @@ def test_evaluate_writes_results_for_every_source(trained):
     assert set(run["seconds"]) == {"actions_robot", "vqa_web"}
     for example in vqa["examples"]:
         assert (out / example["image"]).is_file()
+
+
+def test_converted_robot_data_are_evaluated_on_as_the_original(trained, tmp_path, capsys):
+    workdir, _ = trained
+    config = config_lib.from_json((workdir / "config.json").read_text(), where="")
+    robot = config.data.sources["robot"]
+    for split, out in (("test", "both"), ("train", "both"), ("train", "train_only")):
+        convert("robot", dataclasses.replace(robot, split=split), tmp_path / out)
+    more = {
+        out: SourceConfig("array_record", str(tmp_path / out)) for out in ("both", "train_only")
+    }
+    data = dataclasses.replace(config.data, sources={**config.data.sources, **more})
+    (workdir / "config.json").write_text(config_lib.to_json(dataclasses.replace(config, data=data)))
+    out = evaluate(workdir, [*OVERRIDES, "vqa_examples=0"])
+    assert "source 'train_only' has no test split; not evaluated on" in capsys.readouterr().out
+    assert sorted(p.name for p in out.glob("actions*.json")) == [
+        *("actions_both.json", "actions_robot.json")
+    ]
+    one, two = (
+        json.loads((out / f"actions_{name}.json").read_text()) for name in ("robot", "both")
+    )
+    assert one["scalars"] == two["scalars"] and one["n"] == two["n"] == 6
 
 
 def test_evaluate_leaves_out_what_has_count_0(trained):
