@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ class EpisodeLayout:
     state: tuple[str, ...] = ()
     plan: str = ""
 
-    @property
+    @functools.cached_property
     def instructions(self) -> tuple[str, ...]:
         return (self.instruction,) if isinstance(self.instruction, str) else self.instruction
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,11 +36,11 @@ class TextLayout:
         if not self.templates or not all(t.strip() for t in self.templates) or not self.answer:
             raise ValueError(f"a prompt template and an answer field are needed, not {self}")
 
-    @property
+    @functools.cached_property
     def templates(self) -> tuple[str, ...]:
         return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
-    @property
+    @functools.cached_property
     def fields(self) -> tuple[str, ...]:
         """What is asked of a record, each field once."""
         constant = {"language"} if self.language else set()
