@@ -6,13 +6,18 @@ import os
 import subprocess
 import sys
 import textwrap
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from vla_jax import config as config_lib
+from vla_jax.data.oxe.mixtures import MIXTURES, find_mixture
+from vla_jax.data.oxe.records import RECORDS, find_record
 from vla_jax.data.packing import Packing
+from vla_jax.data.shares import starting_shares
 
+ROOT = Path(__file__).parents[1]
 CONFIG = """
 import ml_collections
 
@@ -33,6 +38,26 @@ def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "small.py"
     path.write_text(CONFIG)
     return path
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
+def test_every_config_that_ships_can_be_read(file):
+    config = config_lib.parse(config_lib.load_config(file))
+    assert config_lib.from_json(config_lib.to_json(config), where="") == config
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_open_x_mixtures_beside_the_web(mixture):
+    config = config_lib.parse(
+        config_lib.load_config(f"{ROOT / 'configs/oxe_cotrain.py'}:{mixture}")
+    )
+    shares = starting_shares(config.data)
+    assert shares["captions"] == Fraction(1, 2)
+    weights = find_mixture(mixture)
+    for name, weight in weights.items():
+        assert find_record(config.data.sources[name].record).name in RECORDS
+        expected = weight / sum(weights.values()) / 2
+        assert float(shares[name]) == pytest.approx(expected, abs=2e-4)
 
 
 def test_defaults_and_overrides(config_file):

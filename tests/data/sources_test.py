@@ -391,6 +391,16 @@ def test_records_before_a_cut_are_used_if_so_many_may_be_missing(tmp_path, robot
     assert all(source.read(i).images == whole.read(i).images for i in range(len(source)))
 
 
+def test_the_only_version_of_a_data_set_is_found(robot_data, tmp_path):
+    whole = EpisodeSource("robot", robot_data)
+    above = EpisodeSource("robot", robot_data.parent)
+    assert len(above) == len(whole) and above.files == whole.files
+    for version in ("1.0.0", "2.0.0"):
+        shutil.copytree(robot_data, tmp_path / "robot" / version)
+    with pytest.raises(ValueError, match=r"has several versions, name one: .*1\.0\.0.*2\.0\.0"):
+        EpisodeSource("robot", tmp_path / "robot")
+
+
 def test_a_missing_file_is_so_many_bad_records(tmp_path, spec, monkeypatch, capsys):
     for file_format in ("tfrecord", "array_record"):
         path = tmp_path / file_format

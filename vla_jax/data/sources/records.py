@@ -31,8 +31,8 @@ class RecordFiles:
 
     Args:
       name: the data set's name, for messages.
-      path: directory with `dataset_info.json` and `features.json`; in a store, too, if the
-        records are in TFRecord files.
+      path: directory with `dataset_info.json` and `features.json`, or one that holds a single such
+        directory, a version; in a store, too, if the records are in TFRecord files.
       split: its split, e.g. "train".
 
     Raises:
@@ -43,7 +43,8 @@ class RecordFiles:
     def __init__(
         self, name: str, path: str | os.PathLike[str], split: str, *, max_bad_records: int = 0
     ):
-        self.name, self.path, self.split = name, os.fspath(path), split
+        self.name, self.split = name, split
+        self.path = _version_directory(name, os.fspath(path))
         self.info = _dataset_info(name, self.path)
         if split not in self.info.splits:
             raise ValueError(
@@ -291,21 +292,36 @@ def _is_list(feature: Any) -> bool:
     return isinstance(feature, (tfds.features.Dataset, tfds.features.Sequence))
 
 
+def _version_directory(name: str, path: str) -> str:
+    """The data set's directory itself, or that of its only version inside."""
+    if storage.exists(storage.join(path, "dataset_info.json")):
+        return path
+    found = [
+        storage.parent(f) for f in storage.list_files(storage.join(path, "*/dataset_info.json"))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"data set {name!r}: {path} has several versions, name one: {found}")
+    raise FileNotFoundError(
+        f"data set {name!r}: {path} has no dataset_info.json. Give the directory of a TFDS data "
+        "set or of one of its versions (.../name/1.0.0), or write one with "
+        "python -m vla_jax.data.write"
+    )
+
+
 def _dataset_info(name: str, path: str) -> tfds.core.DatasetInfo:
-    if not storage.exists(storage.join(path, "dataset_info.json")):
-        raise FileNotFoundError(
-            f"data set {name!r}: {path} has no dataset_info.json. Give the directory of one "
-            "version of a TFDS data set (.../name/1.0.0), or write one with "
-            "python -m vla_jax.data.write"
-        )
-    with tempfile.TemporaryDirectory() as copy:
-        if storage.is_remote(path):
-            # tfds knows fewer stores than `storage`, but all it needs are the small files.
+    try:
+        if not storage.is_remote(path):
+            return tfds.builder_from_directory(path).info
+        # tfds knows fewer stores than `storage`, but all it needs are the small files.
+        with tempfile.TemporaryDirectory() as copy:
             for kind in ("json", "txt"):
                 for file in storage.list_files(storage.join(path, f"*.{kind}")):
                     data = storage.read_file(file)
                     storage.write_file(storage.join(copy, file.rpartition("/")[2]), data)
-        try:
-            return tfds.builder_from_directory(copy if storage.is_remote(path) else path).info
-        except Exception as e:  # tfds raises many kinds for a malformed directory
-            raise ValueError(f"data set {name!r} in {path} cannot be opened by tfds: {e}") from e
+            return tfds.builder_from_directory(copy).info
+    except OSError:
+        raise
+    except Exception as e:  # tfds raises many kinds for a malformed directory
+        raise ValueError(f"data set {name!r} in {path} cannot be opened by tfds: {e}") from e
