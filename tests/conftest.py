@@ -5,7 +5,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import random
+import shutil
 import socket
+import tempfile
 
 import numpy as np
 import pytest
@@ -23,6 +25,11 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"  # or TensorFlow announces them at every import
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+# What one test has compiled, the next does not compile again; nothing stays after the run.
+OWNS_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if OWNS_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vla_jax_compiled_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
 def _require_loopback(address) -> None:
@@ -34,6 +41,12 @@ def _require_loopback(address) -> None:
             local = host in ("", "localhost")
         if not local:
             raise RuntimeError(f"a test tried to reach {host!r}: tests run without a network")
+
+
+def pytest_unconfigure() -> None:
+    """Workers find the directory in their environment; who made it removes it."""
+    if OWNS_CACHE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_configure() -> None:
