@@ -27,6 +27,7 @@ from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.build_data import build_data
 from vla_jax.config import Config
 from vla_jax.data.sequence import SequenceBuilder
+from vla_jax.data.sources.base import robot_of
 from vla_jax.types import Batch
 
 KINDS = {
@@ -273,10 +274,7 @@ def inspect(config: Config, step: int, rows: int, out: Path | None, title: str) 
         batch = next(loader)
     finally:
         loader.close()
-    robots = [
-        (name, source.action_spec.name if source.action_spec else "")
-        for name, source in data.sources.items()
-    ]
+    robots = [(name, robot_of(source)) for name, source in data.sources.items()]
     parts = []
     for row in range(min(rows, len(batch["tokens"]))):
         shown = list(examples(batch, row, data.builder, robots))

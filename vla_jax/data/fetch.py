@@ -13,7 +13,7 @@ import numpy as np
 from vla_jax.data import images
 from vla_jax.data.packing import Packing
 from vla_jax.data.sequence import SequenceBuilder
-from vla_jax.data.sources.base import Source
+from vla_jax.data.sources.base import Source, robot_of
 from vla_jax.types import Example
 
 Locate = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
@@ -73,7 +73,7 @@ class Fetch:
         self._lock = threading.Condition()
         self._running, self._stopped = 0, False
         self.error: Exception | None = None  # tf.data would turn it into text
-        self._robots = ["" if s.action_spec is None else s.action_spec.name for s in sources]
+        self._robots = [robot_of(source) for source in sources]
         self._views: list[int] = []  # of each source
         for number in range(len(sources)):
             self._views.append(len(self._row(0, number, 0, 0).images))

@@ -180,10 +180,9 @@ def require_spec(source: Source, builder: SequenceBuilder) -> None:
     if not builder.action_tokenizers:
         raise ValueError(f"source {source.name!r} has actions, and no action tokenizer is given")
     try:
-        tokenizer = builder.for_robot(source.action_spec.name).action_tokenizer
+        tokenizer = builder.tokenizer_of(source.action_spec.name)
     except ValueError as e:
         raise ValueError(f"source {source.name!r}: {e}") from e
-    assert tokenizer is not None
     tokenizer.spec.require_same(
         source.action_spec, here="the action tokenizer", there=f"source {source.name!r}"
     )

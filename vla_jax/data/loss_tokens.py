@@ -10,7 +10,7 @@ import numpy as np
 
 from vla_jax.data.mixture import permute
 from vla_jax.data.sequence import SequenceBuilder
-from vla_jax.data.sources.base import Source
+from vla_jax.data.sources.base import Source, robot_of
 
 _RECORDS, _THREADS = 1000, 8
 
@@ -52,8 +52,7 @@ def mean_loss_tokens(
 def _loss_tokens(source: Source, builder: SequenceBuilder, record: int) -> int | ValueError:
     """An error that is not of the record, as of a network, is raised: it may pass elsewhere."""
     try:
-        robot = "" if source.action_spec is None else source.action_spec.name
-        rows = builder.build_rows([source.read(record)], robots=[robot])
+        rows = builder.build_rows([source.read(record)], robots=[robot_of(source)])
         return int(rows["in_loss"].sum())
     except ValueError as e:
         e.add_note(f"while counting the loss tokens of source {source.name!r} record {record}")

@@ -90,17 +90,18 @@ class SequenceBuilder:
             raise ValueError(f"say for which robot: {', '.join(self.action_tokenizers)}")
         return next(iter(self.action_tokenizers.values()), None)
 
-    def for_robot(self, name: str) -> SequenceBuilder:
-        """The same for one robot, by the name of its ActionSpec.
-
-        Raises ValueError, naming those there are, for another.
-        """
-        if name not in self.action_tokenizers:
+    def tokenizer_of(self, robot: str) -> ActionTokenizer:
+        """By the name of the ActionSpec. Raises ValueError, naming those there are, for another."""
+        if robot not in self.action_tokenizers:
             known = ", ".join(self.action_tokenizers) or "none"
-            raise ValueError(f"there are no action tokens for robot {name!r}, only for: {known}")
+            raise ValueError(f"there are no action tokens for robot {robot!r}, only for: {known}")
+        return self.action_tokenizers[robot]
+
+    def for_robot(self, name: str) -> SequenceBuilder:
+        """The same for one robot; raises as `tokenizer_of`."""
         return SequenceBuilder(
             self.vocabulary,
-            self.action_tokenizers[name],
+            self.tokenizer_of(name),
             max_tokens=self.max_tokens,
             max_answer_tokens=self.max_answer_tokens,
             state=self.state,

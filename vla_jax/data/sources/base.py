@@ -71,6 +71,11 @@ class EpisodicSource(Source, Protocol):
         ...
 
 
+def robot_of(source: Source) -> str:
+    """Name of the source's ActionSpec; "" for image-text data."""
+    return "" if source.action_spec is None else source.action_spec.name
+
+
 def place(starts: Sequence[int], index: int, what: str, name: str) -> tuple[int, int]:
     """The part (episode, shard) that holds an index, and the index inside of it.
 
@@ -84,6 +89,15 @@ def place(starts: Sequence[int], index: int, what: str, name: str) -> tuple[int,
         raise IndexError(f"{what} {index} of data set {name!r}, which has {starts[-1]}")
     part = bisect.bisect_right(starts, index) - 1
     return part, index - starts[part]
+
+
+def frame_records(index: int, step: int, frames: int) -> list[int]:
+    """The records whose images make the frames of record `index`, oldest first, itself the last.
+
+    Args:
+      step: of `index` in its episode, whose first record comes again where there is none before.
+    """
+    return [index - min(back, step) for back in reversed(range(frames))]
 
 
 def chunk_steps(

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data import storage
-from vla_jax.data.sources.base import Track, chunk_steps, place
+from vla_jax.data.sources.base import Track, chunk_steps, frame_records, place
 from vla_jax.data.sources.episodes import SPEC_KEY
 from vla_jax.data.sources.records import ArrayRecords, parse_example
 from vla_jax.data.storage import FileFacts
@@ -354,8 +354,8 @@ class ConvertedEpisodes(ConvertedSource):
         example = self._example(features, index)
         earlier = [
             image
-            for row in range(index - self._frames + 1, index)
-            for image in self._example(self._parse(max(row, first)), max(row, first)).images
+            for row in frame_records(index, step, self._frames)[:-1]
+            for image in self._example(self._parse(row), row).images
         ]
         templates = (PLAN_TEMPLATE,) if example.plan else self._templates
         return dataclasses.replace(

@@ -14,7 +14,7 @@ import numpy as np
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data.recent import RecentlyRead
 from vla_jax.data.sources import step_index
-from vla_jax.data.sources.base import Track, chunk_steps, place
+from vla_jax.data.sources.base import Track, chunk_steps, frame_records, place
 from vla_jax.data.sources.records import RecordFiles, find_feature, require_image
 from vla_jax.data.storage import FileFacts
 from vla_jax.text.prompts import PLAN_TEMPLATE, ROBOT_TEMPLATE, robot_prompts
@@ -176,9 +176,8 @@ class EpisodeSource:
         )
 
     def _images(self, number: int, step: int) -> tuple[bytes, ...]:
-        first = self._starts[number]
-        rows = range(first + step - self._frames + 1, first + step + 1)
-        spans = [span for row in rows for span in self._index.images[max(row, first)].tolist()]
+        rows = frame_records(self._starts[number] + step, step, self._frames)
+        spans = [span for row in rows for span in self._index.images[row].tolist()]
         if not all(length for _, length in spans):
             raise ValueError(f"{self._at(number, step)} has an image of 0 bytes: drop the episode")
         if self._records.reads_parts:

@@ -14,7 +14,7 @@ from vla_jax.actions.spec import ActionSpec
 from vla_jax.data import storage
 from vla_jax.data.recent import RecentlyRead
 from vla_jax.data.sources import index_files
-from vla_jax.data.sources.base import Track, chunk_steps, place
+from vla_jax.data.sources.base import Track, chunk_steps, frame_records, place
 from vla_jax.data.sources.lerobot_meta import (
     SPEC_FILE,
     LeRobotMeta,
@@ -136,8 +136,8 @@ class LeRobotSource:
         episode = self._episodes[position]
         try:
             images = tuple(
-                self._image(camera, episode.videos[view], index - min(back, step))
-                for back in reversed(range(self._frames))
+                self._image(camera, episode.videos[view], row)
+                for row in frame_records(index, step, self._frames)
                 for view, camera in enumerate(self._cameras)
             )
             prompt = self._prompt(int(self._steps["task_index"][index]))
