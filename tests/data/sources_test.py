@@ -187,6 +187,13 @@ def test_damaged_episodes_are_left_out_up_to_a_number(tmp_path, spec, capsys):
     assert capsys.readouterr().err.startswith("left out: data set 'robot'")
     assert len(source) == sum(LENGTHS) - LENGTHS[1]
     assert source.track(1).actions.shape == (0, 8)
+
+    def convert(parts):  # fails without steps, as those of Open X data sets do
+        return parts["steps/action"].reshape(len(parts["steps/action"]), -1)
+
+    layout = EpisodeLayout(convert=convert)
+    other = EpisodeSource("robot", tmp_path / "d", max_bad_records=1, layout=layout)
+    assert [len(other.track(n).actions) for n in range(5)] == [3, 0, 1, 4, 6]
     expected = [encoded(100 * n + t) for n in (0, 2, 3, 4) for t in range(LENGTHS[n])]
     assert [source.read(i).images[0] for i in range(len(source))] == expected
 

@@ -198,6 +198,8 @@ class EpisodeSource:
         """float32 [steps, A], not checked for NaN."""
         stored = self._index.numbers[self._starts[number] : self._starts[number + 1]]
         keys = self._layout.actions
+        if not len(stored):  # a damaged episode, which no conversion has to know of
+            return np.zeros((0, len(self.action_spec.dimensions)), np.float32)
         if self._layout.convert is None:
             return stored[:, [c for key in keys for c in self._columns[key]]]
         parts = {key: stored[:, self._columns[key]].reshape(-1, *self._shapes[key]) for key in keys}
