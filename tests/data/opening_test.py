@@ -23,6 +23,7 @@ from vla_jax.data.loader import Loader
 from vla_jax.data.oxe.record import measure
 from vla_jax.data.oxe.records import find_record
 from vla_jax.data.sources.opening import open_source
+from vla_jax.data.sources.records import RecordFiles
 
 
 def _tar(path, numbers) -> None:
@@ -115,6 +116,27 @@ def test_a_record_says_what_an_open_x_data_set_means(tmp_path, monkeypatch):
     assert tables == {p: p.stat().st_mtime_ns for p in (tmp_path / "d").glob(".index-*")}
     with pytest.raises(ValueError, match="closest: jaco_play"):
         open_source("jaco", SourceConfig("episodes", str(tmp_path / "d"), record="jaco_pla"))
+
+
+def test_a_damaged_episode_does_not_stop_an_open_x_data_set(tmp_path, monkeypatch):
+    write_oxe(tmp_path / "one", CASES["jaco_play"])
+    write_oxe(tmp_path / "two", CASES["jaco_play"], episodes=2)
+    one = open_source("jaco", SourceConfig("episodes", str(tmp_path / "one"), record="jaco_play"))
+    read = RecordFiles.read
+
+    def fail_on_the_second(self, index):
+        if index == 1:
+            raise ValueError(f"{self.where(index)} cannot be read")
+        return read(self, index)
+
+    monkeypatch.setattr(RecordFiles, "read", fail_on_the_second)
+    config = SourceConfig("episodes", str(tmp_path / "two"), record="jaco_play")
+    with pytest.raises(ValueError, match=r"record 1 cannot be read .*1 of 2 episodes"):
+        open_source("jaco", config)
+    two = open_source("jaco", config, max_bad_records=1)
+    assert len(two) == len(one) == 3
+    assert two.action_spec == one.action_spec
+    np.testing.assert_array_equal(two.read(2).action, one.read(2).action)
 
 
 def test_four_formats_in_one_mixture(web, robot_data, web_data, builder):

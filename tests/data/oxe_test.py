@@ -290,8 +290,8 @@ def _codes(text: str) -> np.ndarray:
     return np.array([*data, *[0] * (512 - len(data))], np.int32)
 
 
-def _write(path, case: Case, texts: dict[str, list] | None = None) -> None:
-    """One episode, with the declared features."""
+def _write(path, case: Case, texts: dict[str, list] | None = None, episodes: int = 1) -> None:
+    """Equal episodes, with the declared features."""
     numbers = _stored(case)
     name, height, width = case.image
     declared = {
@@ -315,7 +315,7 @@ def _write(path, case: Case, texts: dict[str, list] | None = None) -> None:
         )
         values[key] = column
     tfds_writer._write(
-        iter([("train", {"steps": _nest(values)})]),
+        iter([("train", {"steps": _nest(values)})] * episodes),
         path,
         tfds.features.FeaturesDict({"steps": tfds.features.Dataset(_nest(declared))}),
         name="oxe",

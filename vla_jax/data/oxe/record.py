@@ -221,7 +221,13 @@ class OxeRecord:
         ]
 
 
-def measure(record: OxeRecord, path: str | os.PathLike[str], split: str = "train") -> Quantiles:
+def measure(
+    record: OxeRecord,
+    path: str | os.PathLike[str],
+    split: str = "train",
+    *,
+    max_bad_records: int = 0,
+) -> Quantiles:
     """Quantiles of a data set's converted actions.
 
     Kept beside the data, see `index_files`.
@@ -232,7 +238,13 @@ def measure(record: OxeRecord, path: str | os.PathLike[str], split: str = "train
     numbers = record._numbers()
     # The bounds do not matter here: `EpisodeSource` does not clip.
     any_bounds = Quantiles(-np.ones(len(numbers)), np.ones(len(numbers)))
-    source = EpisodeSource(record.name, path, split, layout=record.layout(any_bounds))
+    source = EpisodeSource(
+        record.name,
+        path,
+        split,
+        layout=record.layout(any_bounds),
+        max_bad_records=max_bad_records,
+    )
     actions = load_or_measure(source, f"actions of {record}").actions
     require_ranges(
         actions,

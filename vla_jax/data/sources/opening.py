@@ -73,7 +73,7 @@ def open_source(
         return LeRobotSource(
             name, config.path, split, cameras=config.cameras, state=config.state, **robot
         )
-    layout = _layout(config)
+    layout = _layout(config, max_bad_records)
     return EpisodeSource(
         name, config.path, split, layout=layout, max_bad_records=max_bad_records, **robot
     )
@@ -87,12 +87,14 @@ def _texts(config: SourceConfig, usual: TextLayout) -> TextLayout:
     )
 
 
-def _layout(config: SourceConfig) -> EpisodeLayout:
+def _layout(config: SourceConfig, max_bad_records: int) -> EpisodeLayout:
     layout = EpisodeLayout()
     if config.record:
         record = find_record(config.record)
         # Bounds come from the training split, also for the held-out one.
-        quantiles = measure(record, config.path) if record.needs_quantiles else None
+        quantiles = None
+        if record.needs_quantiles:
+            quantiles = measure(record, config.path, max_bad_records=max_bad_records)
         layout = record.layout(quantiles)
     return dataclasses.replace(
         layout, images=config.cameras or layout.images, state=config.state, plan=config.plan
