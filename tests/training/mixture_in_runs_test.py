@@ -17,7 +17,7 @@ from vla_jax.config import Config, from_json, load_config, parse, to_json
 from vla_jax.data.config import WeightChange
 from vla_jax.data.mixture import Mixture
 from vla_jax.schema import from_dict, to_plain
-from vla_jax.training.loop import Window
+from vla_jax.training.window import Window
 
 SIZES = {"a": 100, "w": 40, "b": 60}
 OPTIONS = {

@@ -23,7 +23,6 @@ from vla_jax.sharding.mesh import MeshConfig, make_mesh, to_global
 from vla_jax.train import train
 from vla_jax.training.alignment import alignment_loss
 from vla_jax.training.augment import AugmentConfig
-from vla_jax.training.loop import Window
 from vla_jax.training.losses import (
     _smoothed_target_logit,
     answer_loss,
@@ -32,6 +31,7 @@ from vla_jax.training.losses import (
 from vla_jax.training.metrics import MetricWriter, read_metrics
 from vla_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from vla_jax.training.step import make_train_step, state_shardings
+from vla_jax.training.window import Window
 
 AUGMENT = AugmentConfig(crop=0.7, brightness=0.2, contrast=0.2, saturation=0.2)
 GOLDEN = Path(__file__).parents[1] / "golden/loss_curve.json"
