@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -73,6 +74,7 @@ class Fetch:
         self._lock = threading.Condition()
         self._running, self._stopped = 0, False
         self.error: Exception | None = None  # tf.data would turn it into text
+        self._seconds = {"reading": 0.0, "tokenizing": 0.0}
         self._robots = [robot_of(source) for source in sources]
         self._views: list[int] = []  # of each source
         for number in range(len(sources)):
@@ -88,15 +90,23 @@ class Fetch:
         """Different records that were found to be bad."""
         return len(self._bad)
 
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall time of the calls so far: "reading" (finding too) and "tokenizing"."""
+        with self._lock:
+            return dict(self._seconds)
+
     def __call__(self, step: int, rows: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """-> encoded images object [rows, images], and the columns of these rows of the step."""
         with self._lock:
             if self._stopped:
                 raise RuntimeError("the loader is closed")
             self._running += 1
+        begun = read_by = time.perf_counter()
         try:
             samples = slice(rows.start * self._per_row, rows.stop * self._per_row)
-            read, columns = self._build(self.read(step, samples))
+            found = self.read(step, samples)
+            read_by = time.perf_counter()
+            read, columns = self._build(found)
             filled = [row.images + [self._blank] * (self.views - len(row.images)) for row in read]
             encoded = np.asarray(filled, object)
             return encoded.reshape(-1, self.images_per_row), self._packed(read, columns)
@@ -104,7 +114,10 @@ class Fetch:
             self.error = self.error or e
             raise
         finally:
+            done = time.perf_counter()
             with self._lock:
+                self._seconds["reading"] += read_by - begun
+                self._seconds["tokenizing"] += done - read_by
                 self._running -= 1
                 self._lock.notify_all()
 

@@ -27,6 +27,7 @@ _FOREVER = 2**40
 # Groups of rows read while others are decoded. Python runs one at a time, so more only get in each
 # other's way; `readers` is for waiting.
 _READ_AHEAD = 1
+_DECODING_S = "decoding_s"  # a column on its way out of tf.data, not of the batch
 
 
 class EvaluationBatch(Batch):
@@ -103,6 +104,7 @@ class Loader:
             return batches.prefetch(prefetch)
 
         self._fetch, self._stream = fetch, _Stream(make, fetch, start_step)
+        self._threads = threads
 
     @property
     def step(self) -> int:
@@ -118,6 +120,14 @@ class Loader:
     def bad_records(self) -> int:
         """Records of this process that could not be used and were replaced."""
         return self._fetch.bad_records
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall seconds that each stage was at work so far: the one with most holds up the others.
+
+        "reading" and "tokenizing" take turns; "decoding" is the mean over the threads that do it.
+        """
+        decoding = self._stream.decoding_s / self._threads
+        return {**self._fetch.stage_seconds(), "decoding": decoding}
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -227,14 +237,21 @@ def _pipeline(
         return {"images": encoded, **dict(zip(signature, columns))}
 
     def decode(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        pixels = images.decode_all(tf.reshape(columns["images"], [-1]), image_size)
+        begun = tf.timestamp()
+        with tf.control_dependencies([begun]):
+            encoded = tf.reshape(columns["images"], [-1])
+        pixels = images.decode_all(encoded, image_size)
+        with tf.control_dependencies([pixels]):
+            seconds = tf.timestamp() - begun
         shape = (group, fetch.images_per_row, image_size, image_size, 3)
-        return {**columns, "images": tf.reshape(pixels, shape)}
+        return {**columns, "images": tf.reshape(pixels, shape), _DECODING_S: seconds}
 
     def join(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return {
+        seconds = tf.reduce_sum(columns.pop(_DECODING_S))
+        joined = {
             name: tf.reshape(column, (rows, *column.shape[2:])) for name, column in columns.items()
         }
+        return {**joined, _DECODING_S: seconds}
 
     dataset = tf.data.Dataset.range(start * groups, stop * groups)
     # Order is kept.
@@ -260,10 +277,14 @@ class _Stream:
 
     Args:
       make: first step -> the pipeline from there on.
+
+    Attributes:
+      step: the next one.
+      decoding_s: seconds of decoding, summed over threads, in the batches so far.
     """
 
     def __init__(self, make: Callable[[int], tf.data.Dataset], fetch: Fetch, step: int):
-        self.step = step
+        self.step, self.decoding_s = step, 0.0
         self._make, self._fetch = make, fetch
         self._iterators: list[Any] = [make(step).as_numpy_iterator()]
         self.close = weakref.finalize(self, _stop, fetch, self._iterators)
@@ -283,6 +304,7 @@ class _Stream:
                 self._iterators[0] = self._make(self.step).as_numpy_iterator()
                 continue
             self.step += 1
+            self.decoding_s += float(batch.pop(_DECODING_S))
             return cast(dict[str, Any], batch)
 
 
