@@ -70,6 +70,7 @@ LATE_IMPORTS: dict[tuple[str, str], str] = {
         "vla_jax",
     ): "MuJoCo is loaded in the worker only, beside no TensorFlow",
     ("vla_jax/envs/episodes.py", "vla_jax"): "MuJoCo is loaded in the worker only",
+    ("vla_jax/training/metrics.py", "wandb"): "an optional extra, if asked for",
     ("vla_jax/evaluate.py", "vla_jax"): "so do the simulators' workers, which render",
 }
 

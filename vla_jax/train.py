@@ -6,30 +6,38 @@ resume after an interruption. On several hosts, start it on each: see `sharding.
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
 import jax
 
 from vla_jax import config as config_lib
-from vla_jax.build import build_training
+from vla_jax import schema
+from vla_jax.build import TrainingRun, build_training
 from vla_jax.checkpoints.manager import Checkpoints
 from vla_jax.config import Config
 from vla_jax.sharding.distributed import join_processes
-from vla_jax.training.flops import matmul_flops_per_s, train_flops_per_sample
+from vla_jax.training.flops import matmul_flops_per_s, step_work, train_flops_per_sample
+from vla_jax.training.goodput import START_UP, TimeBook, process_start
 from vla_jax.training.loop import fit
-from vla_jax.training.metrics import MetricWriter
+from vla_jax.training.monitor import Monitor
+from vla_jax.training.optimizer import make_schedule
 from vla_jax.training.step import TrainState, make_train_step
 
 
-def train(config: Config, workdir: str) -> TrainState:
+def train(config: Config, workdir: str, book: TimeBook | None = None) -> TrainState:
     """Trains to `config.train.steps`, resuming from the newest checkpoint in `workdir`.
+
+    Args:
+      book: with the time that this process has taken so far.
 
     Raises:
       ValueError, FileNotFoundError, PermissionError: naming what is wrong with config, data or
         workdir; a checkpoint already there is left as it is.
     """
     directory = Path(workdir)
+    book = TimeBook() if book is None else book
     _require_writable(directory)
 
     def print_line(line: str) -> None:
@@ -39,35 +47,73 @@ def train(config: Config, workdir: str) -> TrainState:
     with Checkpoints(directory, config.train.keep_checkpoints) as checkpoints:
         stored = None if checkpoints.latest is None else checkpoints.meta()
         run = build_training(config, stored)
+        book.lap(START_UP + "data")
         if stored is None:
             state = run.fresh_state()
             count = sum(x.size for x in jax.tree.leaves(state["params"]))
+            book.lap(START_UP + "parameters")
             print_line(
                 f"fresh run: {count / 1e6:.2f} M parameters, init_from={config.train.init_from!r}"
             )
         else:
             state = run.restored_state(checkpoints)
+            book.lap(START_UP + "restore")
             print_line(f"resumed {directory} at step {int(state['step'])}")
         start = int(state["step"])
         if jax.process_index() == 0:
             (directory / "config.json").write_text(config_lib.to_json(config))
         step = make_train_step(run.optimizer, run.shardings, run.mesh, run.loss_fn)
-        with MetricWriter(directory, start, active=jax.process_index() == 0) as writer:
+        loader = run.loader(start)
+        with Monitor(
+            directory,
+            config.train.watch,
+            run.mixture,
+            samples_per_step=config.samples_per_step,
+            start=start,
+            steps=config.train.steps,
+            train_step=step,
+            book=book,
+            work=step_work(
+                config.model,
+                config.data.row_lengths,
+                config.train.batch_size,
+                config.data.examples_per_row,
+            ),
+            schedule=make_schedule(config.optimizer, config.train.steps),
+            stage_seconds=loader.stage_seconds,
+            facts=_facts(run),
+            run_config=schema.to_plain(config),
+            print_line=print_line,
+            active=jax.process_index() == 0,
+        ) as monitor:
             state = fit(
                 state,
                 step,
-                run.loader(start),
+                loader,
                 config.train,
                 mesh=run.mesh,
-                writer=writer,
-                mixture=run.mixture,
-                samples_per_step=config.samples_per_step,
+                monitor=monitor,
                 save=lambda step, state: checkpoints.save(state, run.meta(step)),
-                print_line=print_line,
             )
     if jax.process_index() == 0:
         _write_speed(config, directory)
     return state
+
+
+def _facts(run: TrainingRun) -> dict[str, str]:
+    """What the run page says of the run."""
+    model, config = run.config.model, run.config
+    count = sum(x.size for x in jax.tree.leaves(run.abstract["params"]))
+    devices, axes = jax.devices(), [f"{k} {n}" for k, n in run.mesh.shape.items() if n > 1]
+    return {
+        "Model": f"{model.preset}, {count / 1e6:,.1f} M parameters, {model.image_size} px, "
+        f"{model.compute_dtype}",
+        "Devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} processes",
+        "Mesh": ", ".join(axes) or "one device",
+        "Update": f"{config.samples_per_step:,} samples in {config.train.batch_size:,} rows of "
+        f"{config.data.row_lengths[0]} tokens",
+        "Started from": config.train.init_from or "fresh parameters",
+    }
 
 
 def _write_speed(config: Config, directory: Path) -> None:
@@ -96,9 +142,13 @@ def _require_writable(directory: Path) -> None:
 
 def main() -> None:
     """Parses the command line and trains."""
+    book = TimeBook(process_start())
+    book.lap(START_UP + "imports")
     join_processes()
+    book.lap(START_UP + "join")
     config_lib.run_main(
-        train, workdir="directory for checkpoints, metrics and config; made if missing"
+        functools.partial(train, book=book),
+        workdir="directory for checkpoints, metrics and config; made if missing",
     )
 
 

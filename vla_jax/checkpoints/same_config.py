@@ -15,6 +15,7 @@ _MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.init_from",
+    "train.watch",
     "model.remat",
     "model.unroll_layers",
     "mesh",

@@ -294,7 +294,7 @@ class _Stream:
             if not self._iterators:
                 raise ValueError("the loader is closed")
             try:
-                batch = next(self._iterators[0])
+                batch: dict[str, Any] = next(self._iterators[0])
             except tf.errors.OpError as e:
                 if self._fetch.error is not None:
                     raise self._fetch.error from None
@@ -305,7 +305,7 @@ class _Stream:
                 continue
             self.step += 1
             self.decoding_s += float(batch.pop(_DECODING_S))
-            return cast(dict[str, Any], batch)
+            return batch
 
 
 def _stop(fetch: Fetch, iterators: list[Any]) -> None:

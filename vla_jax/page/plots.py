@@ -8,12 +8,18 @@ from collections.abc import Sequence
 from html import escape
 
 PALETTE = ("#2f5d8a", "#c8702a", "#3b7f5c", "#8a4f7d", "#7a7f87", "#b3932f")
-_GRID, _AXIS, _TEXT, _BOUND = "#e6e8eb", "#9aa1a9", "#4a5058", "#b03a2e"
+# A page's style may set the names, e.g. for a dark screen.
+_GRID, _AXIS = "var(--line, #e6e8eb)", "var(--axis, #9aa1a9)"
+_TEXT, _BOUND = "var(--soft, #4a5058)", "var(--bad, #b03a2e)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One curve; x ascending."""
+    """One curve; x ascending.
+
+    Attributes:
+      label: in the legend; "" for a broken line that goes with the curve before it, in its colour.
+    """
 
     label: str
     x: Sequence[float]
@@ -53,7 +59,10 @@ def line_plot(
     x_low, x_high = _span([0.0, *(x for line in lines for x in line.x)])
     values = [y for line in lines for y in line.y]
     y_low, y_high = y_range or _span([0.0, *values] if from_zero else values)
-    left, right, top, bottom = 46, width - 12, 26, height - 38
+    looks = _looks(lines)
+    legend, extra = _legend(lines, looks, 6.6 * len(y_label) + 18, width - 12)
+    height += extra
+    left, right, top, bottom = 46, width - 12, 26 + extra, height - 38
 
     def place(x: float, y: float) -> tuple[float, float]:
         px = left + (x - x_low) / (x_high - x_low) * (right - left)
@@ -76,22 +85,61 @@ def line_plot(
     parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_AXIS}"/>')
     parts.append(_text((left + right) / 2, height - 5, x_label, anchor="middle"))
     parts.append(_text(0, 12, y_label))
-    legend = right
-    for number in reversed(range(len(lines))):
-        label, color = lines[number].label, PALETTE[number % len(PALETTE)]
-        parts.append(_text(legend, 12, label, anchor="end", color=color, weight=600))
-        legend -= 12 + 6.6 * len(label)
-    for number, line in enumerate(lines):
+    for (px, py), label, color in legend:
+        parts.append(_text(px, py, label, color=color, weight=600))
+    for line, (color, dashes) in zip(lines, looks):
         points = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in zip(line.x, line.y))
-        color = PALETTE[number % len(PALETTE)]
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.8" '
-            'stroke-linejoin="round"/>'
+            f'stroke-linejoin="round"{dashes}/>'
         )
         if len(line.x) == 1:
             x, y = place(line.x[0], line.y[0])
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>')
     return _svg(width, height, parts, f"{y_label} over {x_label}")
+
+
+def _looks(lines: Sequence[Line]) -> list[tuple[str, str]]:
+    """(colour, attributes that break it) of each line. With more lines than colours, those of the
+    second round are dotted."""
+    looks, number = [], -1
+    for line in lines:
+        number += bool(line.label)
+        color = curve_color(max(number, 0))
+        dotted = ' stroke-dasharray="1.5 3"' if number >= len(PALETTE) else ""
+        looks.append((color, dotted if line.label else ' stroke-dasharray="5 4" opacity="0.7"'))
+    return looks
+
+
+def curve_color(number: int) -> str:
+    """Colour of the n-th curve; a page's style may set --curve-n."""
+    n = number % len(PALETTE)
+    return f"var(--curve-{n}, {PALETTE[n]})"
+
+
+def _legend(
+    lines: Sequence[Line], looks: Sequence[tuple[str, str]], left: float, right: float
+) -> tuple[list[tuple[tuple[float, float], str, str]], int]:
+    """((x, y), label, colour) of the legend, right-aligned in rows, and the height that rows after
+    the first one take; the first begins at `left`."""
+    rows: list[list[tuple[str, str, float]]] = [[]]
+    room = right - left
+    for line, (color, _) in zip(lines, looks):
+        if not line.label:
+            continue
+        wide = 12 + 6.8 * len(line.label)
+        if wide > room and room < right:
+            rows.append([])
+            room = right
+        rows[-1].append((line.label, color, wide))
+        room -= wide
+    placed = []
+    for k, row in enumerate(rows):
+        x = right - sum(wide for *_, wide in row) + 12
+        for label, color, wide in row:
+            placed.append(((x, 12.0 + 16 * k), label, color))
+            x += wide
+    return placed, 16 * (len(rows) - 1)
 
 
 def bar_plot(
@@ -113,7 +161,7 @@ def bar_plot(
         parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_GRID}"/>')
         parts.append(_text(left - 7, y + 4, f"{tick:.0%}", anchor="end"))
     labels = list(dict.fromkeys(bar.label for _, bars in groups for bar in bars))
-    colors = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
+    colors = {label: curve_color(i) for i, label in enumerate(labels)}
     slot = (right - left) / max(1, len(groups))
     for number, (name, bars) in enumerate(groups):
         centre = left + slot * (number + 0.5)

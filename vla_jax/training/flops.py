@@ -2,12 +2,77 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import jax
 import jax.numpy as jnp
 
 from vla_jax.models.presets import DecoderConfig, ModelConfig, VitConfig
+
+# (beginning of a JAX device's kind, its dense bfloat16 FLOP/s), from the makers' data sheets; the
+# first that fits. Of v2, v3 and 7x a JAX device is one of the two cores of a chip.
+_PEAKS = (
+    ("TPU v2", 22.5e12),
+    ("TPU v3", 61.5e12),
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v6", 918e12),
+    ("TPU7x", 1153.5e12),
+    ("NVIDIA GB200", 2500e12),
+    ("NVIDIA B200", 2250e12),
+    ("NVIDIA GH200", 989.4e12),
+    ("NVIDIA H200", 989.4e12),
+    ("NVIDIA H100 PCIe", 756e12),
+    ("NVIDIA H100 NVL", 835e12),
+    ("NVIDIA H100", 989.4e12),
+    ("NVIDIA A100", 311.9e12),
+    ("NVIDIA L40S", 362e12),
+    ("NVIDIA L4", 121e12),
+)
+
+
+def peak_flops_per_s(device_kind: str) -> float | None:
+    """What a device of this `jax.Device.device_kind` does at most, dense in bfloat16, FLOP/s.
+
+    None if the kind is not known, as for CPUs.
+    """
+    return next((peak for kind, peak in _PEAKS if device_kind.startswith(kind)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepWork:
+    """What an update takes, over all devices.
+
+    Attributes:
+      positions: of text and images that the decoder computes, padding included.
+      flops: of the model, see `train_flops_per_sample`.
+      peak_flops_per_s: of all devices together; None if not known.
+    """
+
+    positions: int
+    flops: float
+    peak_flops_per_s: float | None = None
+
+
+def step_work(
+    config: ModelConfig, row_lengths: tuple[int, int], rows: int, samples_per_row: int
+) -> StepWork:
+    """The work of an update of `rows` rows on the devices of this job.
+
+    Args:
+      row_lengths: tokens of a row, and at most so many of them in the loss.
+    """
+    per_sample = train_flops_per_sample(config, *row_lengths, samples=samples_per_row)
+    images = config.num_views * config.num_patches * samples_per_row
+    peak = peak_flops_per_s(jax.devices()[0].device_kind)
+    return StepWork(
+        positions=rows * (images + row_lengths[0]),
+        flops=per_sample * rows * samples_per_row,
+        peak_flops_per_s=None if peak is None else peak * jax.device_count(),
+    )
 
 
 def train_flops_per_sample(

@@ -1,4 +1,4 @@
-"""Goodput: the share of a run's wall time that went into updates that count, and where the rest went.
+"""Goodput: the share of a run's wall time that went into updates that count; where the rest went.
 
 Every moment of a process is booked under one reason. `goodput.jsonl` of the run directory holds the
 bookings of all processes that the run has had, one after the other, so that the reasons add up to
@@ -8,18 +8,21 @@ only what came after its last one, which then counts as stopped.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vla_jax.training import json_lines
+
 PRODUCTIVE = "steps"
 REPEATED = "repeated steps"
 STOPPED = "stopped"
 START_UP = "start-up/"
 """Reasons of a process's first minutes begin so: "start-up/imports"."""
+
+_FILE = "goodput.jsonl"
 
 
 class TimeBook:
@@ -62,16 +65,13 @@ class TimeBook:
         """
         if not active:
             return
-        self._path = workdir / "goodput.jsonl"
-        for record in _read(self._path):
+        self._path = workdir / _FILE
+        for record in json_lines.read(self._path):
             self._run.add(record)
-        if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
-            with self._path.open("a") as file:
-                file.write("\n")  # after a line that a crash has cut
         self._add({"start": self._began})
 
     def resume(self, step: int) -> None:
-        """Updates go on after `step`: the time of recorded ones beyond it, if any, was for nothing."""
+        """Updates go on after `step`: the time of recorded ones beyond it was for nothing."""
         self._add({"time": self._last, "resume": step, "seconds": self._taken()})
 
     def record(self, step: int) -> None:
@@ -97,15 +97,13 @@ class TimeBook:
     def _add(self, record: dict[str, Any]) -> None:
         self._run.add(record)
         if self._path is not None:
-            # One write, at the end of the file: whole lines, also if the process is killed.
-            with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            json_lines.append(self._path, record)
 
 
 def read_goodput(workdir: Path) -> dict[str, float]:
     """Reason -> seconds from the first start of a run to its last record."""
     account = _Account()
-    for record in _read(workdir / "goodput.jsonl"):
+    for record in json_lines.read(workdir / _FILE):
         account.add(record)
     return account.seconds
 
@@ -158,14 +156,3 @@ class _Account:
             if first < step:
                 self._spans.append((first, step, seconds - lost))
         self._step = step
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; one that a crash or a full disk has cut is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.sharding import Mesh
 
-from vla_jax.data.mixture import Mixture
 from vla_jax.sharding.mesh import to_global
 from vla_jax.training.augment import AugmentConfig
-from vla_jax.training.metrics import MetricWriter
+from vla_jax.training.monitor import Monitor, WatchConfig
 from vla_jax.training.step import Metrics, TrainState
-from vla_jax.training.window import Window, progress_line
 from vla_jax.types import Batch
 
 # Steps dispatched ahead of the one whose result is awaited: enough to hide the host's work.
@@ -38,6 +35,7 @@ class TrainConfig:
       keep_checkpoints: newest ones kept.
       integer_smoothing: see `losses.answer_loss`; in bins, 0 for one-hot targets.
       augment: how images of robot samples are changed.
+      watch: what is seen of the run, see `monitor.WatchConfig`.
       init_from: parameter file (`.npz`) or run directory to start from; empty for fresh ones.
     """
 
@@ -49,6 +47,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     integer_smoothing: float = 0.0
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
     init_from: str = ""
 
     def __post_init__(self):
@@ -68,47 +67,32 @@ def fit(
     config: TrainConfig,
     *,
     mesh: Mesh,
-    writer: MetricWriter,
-    mixture: Mixture,
-    samples_per_step: int,
+    monitor: Monitor,
     save: Callable[[int, TrainState], None],
-    print_line: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains from the state's step to `config.steps` and saves at the end.
 
     Args:
       batches: host-local batches, the first one that of the state's step.
-      mixture: that they are made from.
-      samples_per_step: samples that an update uses.
+      monitor: is told what happens.
       save: called with (step, state) every `checkpoint_every` steps and after the last one.
     """
     start = int(state["step"])
-    window = Window(mixture, samples_per_step)
     in_flight: collections.deque[jax.Array] = collections.deque()
-    begun = time.perf_counter()
     for step in range(start + 1, config.steps + 1):
-        asked = time.perf_counter()
+        monitor.before_step(step)
         batch = next(batches)
-        waited = time.perf_counter() - asked
-        state, metrics = train_step(state, to_global(batch, mesh))  # pyright: ignore
-        window.add(metrics, waited)
+        monitor.got_batch()
+        arrays = to_global(batch, mesh)  # pyright: ignore[reportArgumentType]
+        monitor.transferred()
+        state, metrics = train_step(state, arrays)
+        monitor.after_step(step, metrics, arrays)
         in_flight.append(metrics["loss"])
         if len(in_flight) > _IN_FLIGHT:
             in_flight.popleft().block_until_ready()
-        if step == start + 1:
-            # The first step compiles; it would make every speed figure of this window wrong.
-            metrics["loss"].block_until_ready()
-            first = window.scalars(step)
-            writer.write(step, {k: v for k, v in first.items() if not k.startswith("speed/")})
-            print_line(f"step {step}: compiled in {time.perf_counter() - begun:.1f} s")
-            window.reset()
-            begun = time.perf_counter()
-        elif step % config.log_every == 0 or step == config.steps:
-            scalars = window.scalars(step)
-            writer.write(step, scalars)
-            eta = (config.steps - step) * (time.perf_counter() - begun) / (step - start - 1)
-            print_line(progress_line(step, config.steps, scalars, mixture.names, eta))
-            window.reset()
+        if step > start + 1 and (step % config.log_every == 0 or step == config.steps):
+            monitor.log()
         if step % config.checkpoint_every == 0 or step == config.steps:
             save(step, state)
+            monitor.saved(step)
     return state

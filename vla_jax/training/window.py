@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from vla_jax.data.mixture import Mixture
+from vla_jax.training.flops import StepWork
 from vla_jax.training.step import Metrics
+
+# Windows that the time still to go is told from.
+_RECENT = 5
 
 
 class Window:
@@ -18,33 +23,72 @@ class Window:
     Args:
       mixture: whose sources the metrics are sums by.
       samples_per_step: samples that an update uses.
+      work: what an update takes; without it, tokens/s and FLOP/s are not told.
+      clock: seconds.
+
+    Attributes:
+      waited_s, transfer_s: seconds waited for batches, and of giving them to the devices.
     """
 
-    def __init__(self, mixture: Mixture, samples_per_step: int):
-        self._mixture, self._per_step = mixture, samples_per_step
+    def __init__(
+        self,
+        mixture: Mixture,
+        samples_per_step: int,
+        work: StepWork | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._mixture, self._per_step, self._work = mixture, samples_per_step, work
         self._stage, self._stage_tokens = mixture.stages[0], np.zeros(len(mixture.names))
-        self.reset()
+        self._clock, self._start = clock, clock()
+        # (steps, seconds) of the last ones.
+        self._recent = collections.deque[tuple[int, float]](maxlen=_RECENT)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._metrics: list[Metrics] = []
+        self.waited_s = self.transfer_s = 0.0
+
+    def forget(self) -> None:
+        """Begins a new window; this one, say with a compilation in it, tells nothing of speed."""
+        self._clear()
+        self._start = self._clock()
 
     def reset(self) -> None:
-        self._metrics: list[Metrics] = []
-        self._input_wait = 0.0
-        self._start = time.perf_counter()
+        """Begins a new window."""
+        self._recent.append((len(self._metrics), self.elapsed_s))
+        self.forget()
 
-    def add(self, metrics: Metrics, input_wait: float) -> None:
+    @property
+    def elapsed_s(self) -> float:
+        """Since the window began."""
+        return self._clock() - self._start
+
+    def add(self, metrics: Metrics, waited_s: float, transfer_s: float = 0.0) -> None:
+        """An update's metrics, how long it waited for its batch and took to give it to devices."""
         self._metrics.append(metrics)
-        self._input_wait += input_wait
+        self.waited_s += waited_s
+        self.transfer_s += transfer_s
+
+    def eta_s(self, steps_left: int) -> float | None:
+        """Seconds still to go at the pace of the last windows, this one included, with all that
+        came between updates; None before there is one."""
+        spans = [*self._recent, (len(self._metrics), self.elapsed_s)][-_RECENT:]
+        steps = sum(n for n, _ in spans)
+        return steps_left * sum(seconds for _, seconds in spans) / steps if steps else None
 
     def scalars(self, step: int) -> dict[str, float]:
         """Means over the window, which ends with update number `step`, and the mixture's shares.
 
         Of each source, `truncated_share` of its samples had an answer that was cut, and
         `left_out_share` of what was packed did not fit its row (only where there are any). Of all
-        positions that the model computed, images included, `padding_share` held nothing.
+        positions that the model computed, images included, `padding_share` held nothing; the others
+        are what tokens/s counts. `speed/mfu`, where the devices' peak is known, is the share of it
+        that the model's own FLOPs are (arXiv 2204.02311, B).
 
         Raises FloatingPointError if a loss is not finite.
         """
         metrics = jax.device_get(self._metrics)
-        elapsed = time.perf_counter() - self._start
+        elapsed = self.elapsed_s
         loss = np.asarray([m["loss"] for m in metrics])
         if not np.isfinite(loss).all():
             raise FloatingPointError(
@@ -56,14 +100,22 @@ class Window:
             "loss": float(loss.mean()),
             "grad_norm": float(np.mean([m["grad_norm"] for m in metrics])),
             "speed/steps_per_s": steps_per_s,
-            "speed/input_wait_share": self._input_wait / elapsed,
+            "speed/input_wait_share": self.waited_s / elapsed,
+            "speed/transfer_share": self.transfer_s / elapsed,
         }
         sums = {
             key: np.sum([m["by_source"][key] for m in metrics], axis=0)
             for key in ("loss", "correct", "tokens", "samples", "truncated", "left_out", "used")
         }
         out["speed/samples_per_s"] = float(sums["samples"].sum() / elapsed)
-        out["padding_share"] = float(1 - sums["used"].sum() / len(metrics))
+        used = float(sums["used"].sum() / len(metrics))
+        out["padding_share"] = 1 - used
+        if self._work is not None:
+            flops = self._work.flops * steps_per_s
+            out["speed/tokens_per_s"] = used * self._work.positions * steps_per_s
+            out["speed/model_flops_per_s"] = flops
+            if self._work.peak_flops_per_s is not None:
+                out["speed/mfu"] = flops / self._work.peak_flops_per_s
         for s, name in enumerate(self._mixture.names):
             if sums["tokens"][s]:
                 out[f"{name}/loss"] = float(sums["loss"][s] / sums["tokens"][s])
@@ -105,22 +157,3 @@ class Window:
             for key, share in shares.items():
                 out[f"group/{group}/{key}"] = float(share[members].sum())
         return out
-
-
-def progress_line(
-    step: int, steps: int, scalars: dict[str, float], names: Sequence[str], eta_s: float
-) -> str:
-    """The line that is printed, of `Window.scalars`."""
-    parts = [
-        f"{name} loss {scalars[f'{name}/loss']:.3f} acc {scalars[f'{name}/token_accuracy']:.3f}"
-        for name in names
-        if f"{name}/loss" in scalars
-    ]
-    return (
-        f"step {step}/{steps}  "
-        + "  ".join(parts)
-        + f"  | {scalars['speed/samples_per_s']:.0f} samples/s"
-        + f"  input wait {scalars['speed/input_wait_share']:.0%}"
-        + f"  padding {scalars['padding_share']:.0%}"
-        + f"  ETA {int(eta_s // 60)}:{int(eta_s % 60):02d}"
-    )
