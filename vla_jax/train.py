@@ -64,6 +64,7 @@ def train(config: Config, workdir: str, book: TimeBook | None = None) -> TrainSt
             (directory / "config.json").write_text(config_lib.to_json(config))
         step = make_train_step(run.optimizer, run.shardings, run.mesh, run.loss_fn)
         loader = run.loader(start)
+        book.lap(START_UP + "first batch")
         with Monitor(
             directory,
             config.train.watch,
@@ -108,7 +109,7 @@ def _facts(run: TrainingRun) -> dict[str, str]:
     return {
         "Model": f"{model.preset}, {count / 1e6:,.1f} M parameters, {model.image_size} px, "
         f"{model.compute_dtype}",
-        "Devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} processes",
+        "Devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
         "Mesh": ", ".join(axes) or "one device",
         "Update": f"{config.samples_per_step:,} samples in {config.train.batch_size:,} rows of "
         f"{config.data.row_lengths[0]} tokens",

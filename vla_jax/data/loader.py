@@ -294,7 +294,7 @@ class _Stream:
             if not self._iterators:
                 raise ValueError("the loader is closed")
             try:
-                batch: dict[str, Any] = next(self._iterators[0])
+                batch = cast(dict[str, Any], next(self._iterators[0]))
             except tf.errors.OpError as e:
                 if self._fetch.error is not None:
                     raise self._fetch.error from None

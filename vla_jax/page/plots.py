@@ -18,7 +18,8 @@ class Line:
     """One curve; x ascending.
 
     Attributes:
-      label: in the legend; "" for a broken line that goes with the curve before it, in its colour.
+      label: in the legend. "" for a curve that is alone, or for a broken line that goes with the
+        curve before it, in its colour.
     """
 
     label: str
@@ -104,10 +105,12 @@ def _looks(lines: Sequence[Line]) -> list[tuple[str, str]]:
     second round are dotted."""
     looks, number = [], -1
     for line in lines:
-        number += bool(line.label)
-        color = curve_color(max(number, 0))
+        broken = not line.label and number >= 0
+        number += not broken
         dotted = ' stroke-dasharray="1.5 3"' if number >= len(PALETTE) else ""
-        looks.append((color, dotted if line.label else ' stroke-dasharray="5 4" opacity="0.7"'))
+        looks.append(
+            (curve_color(number), ' stroke-dasharray="5 4" opacity="0.7"' if broken else dotted)
+        )
     return looks
 
 

@@ -114,7 +114,7 @@ class Monitor:
         self._profiler = Profiler(
             workdir, config.profile_steps, lambda text: self.tell("profile", text)
         )
-        self._page = RunPage(workdir / "run.html", workdir.name, facts or {}, mixture.names)
+        self._page = RunPage(workdir / "run.html", str(workdir), facts or {}, mixture)
         self._page_written = -float("inf")
         if active:
             for record in read_metrics(workdir):
@@ -194,9 +194,7 @@ class Monitor:
         left = self._steps - self._step
         eta_s = self._window.eta_s(left)
         self._write(scalars)
-        self._print_line(
-            progress_line(self._step, self._steps, scalars, self._mixture.names, eta_s)
-        )
+        self._print_line(progress_line(self._step, self._steps, scalars, self._mixture, eta_s))
         if self._alarm is not None:
             window = self._window
             slow = self._alarm.check(window.waited_s, window.transfer_s, window.elapsed_s)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+from vla_jax.data.mixture import Mixture
+from vla_jax.training.window import realised_share
 
 COLUMNS = 160
 
@@ -11,21 +14,23 @@ def progress_line(
     step: int,
     steps: int,
     scalars: Mapping[str, float],
-    names: Sequence[str],
+    mixture: Mixture,
     eta_s: float | None = None,
 ) -> str:
     """One line of at most `COLUMNS` letters, of what `Window.scalars` has.
 
     Of each source: its loss, the share of its tokens that are predicted right, and its realised
-    and configured share, of samples. Sources that do not fit are counted.
+    and configured share, of samples or of loss tokens, as its weights are. Sources that do not fit
+    are counted.
 
     Args:
-      names: sources, in order.
+      mixture: whose sources they are.
       eta_s: seconds still to go; None if not known.
     """
     head = f"step {step}/{steps}  loss {scalars['loss']:.3f}"
     tail = " | " + "  ".join(_speed(scalars, eta_s))
-    parts = [_source(scalars, name) for name in names if f"{name}/loss" in scalars]
+    share = realised_share(mixture)
+    parts = [_source(scalars, name, share) for name in mixture.names if f"{name}/loss" in scalars]
     room = COLUMNS - len(head) - len(tail) - len("  +99 more")
     shown = []
     for part in parts:
@@ -66,10 +71,8 @@ def rate(value: float) -> str:
     return f"{value / 1e3:.1f}k" if value < 1e6 else f"{value / 1e6:.1f}M"
 
 
-def _source(scalars: Mapping[str, float], name: str) -> str:
-    realised, configured = (
-        100 * scalars[f"{name}/{key}"] for key in ("share_of_samples", "share_configured")
-    )
+def _source(scalars: Mapping[str, float], name: str, share: str) -> str:
+    realised, configured = (100 * scalars[f"{name}/{key}"] for key in (share, "share_configured"))
     return (
         f"{name} {scalars[f'{name}/loss']:.3f} acc {scalars[f'{name}/token_accuracy']:.2f} "
         f"{realised:.1f}/{configured:.1f}%"

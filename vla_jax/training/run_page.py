@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Literal
 
+from vla_jax.data.mixture import Mixture
 from vla_jax.page.document import write_page
 from vla_jax.page.markup import Markup, paragraph, percent, section, table
 from vla_jax.page.plots import Line, curve_color, line_plot
@@ -16,6 +17,7 @@ from vla_jax.training.curves import Curve
 from vla_jax.training.goodput import PRODUCTIVE
 from vla_jax.training.metrics import Event
 from vla_jax.training.progress import duration, rate
+from vla_jax.training.window import realised_share
 
 RunState = Literal["running", "done", "stopped", "preempted", "failed"]
 
@@ -46,11 +48,11 @@ class RunPage:
       out: the file.
       title: of the run.
       facts: name -> what the page's head says of the run.
-      names: sources, in order.
+      mixture: whose sources the metrics are of.
     """
 
-    def __init__(self, out: Path, title: str, facts: Mapping[str, str], names: Sequence[str]):
-        self._out, self._title, self._facts, self._names = out, title, dict(facts), names
+    def __init__(self, out: Path, title: str, facts: Mapping[str, str], mixture: Mixture):
+        self._out, self._title, self._facts, self._mixture = out, title, dict(facts), mixture
         self._curves = collections.defaultdict[str, Curve](Curve)
         self._last: dict[str, float] = {}
         self._events = collections.deque[Event](maxlen=_EVENTS)
@@ -94,7 +96,7 @@ class RunPage:
         body = [
             self._header(state, step, steps, eta_s, seconds, now),
             self._learning(),
-            self._mixture(),
+            self._shares(),
             self._optimizer(),
             self._speed(),
             _time(seconds),
@@ -164,29 +166,27 @@ class RunPage:
         )
 
     def _by_source(self, key: str) -> list[tuple[str, str]]:
-        return [(name, f"{name}/{key}") for name in self._names]
+        return [(name, f"{name}/{key}") for name in self._mixture.names]
 
     def _learning(self) -> Markup:
         return _plots(
             "learning",
             "Learning",
-            self._plot("loss", [("all", "loss")], from_zero=True),
+            self._plot("loss, as minimised", [("", "loss")], from_zero=True),
             self._plot("loss, nats a token", self._by_source("loss"), from_zero=True),
             self._plot("tokens right", self._by_source("token_accuracy"), y_range=(0.0, 1.0)),
         )
 
-    def _mixture(self) -> Markup:
-        def with_asked(key: str) -> list[tuple[str, str]]:
-            pairs = zip(self._by_source(key), self._by_source("share_configured"))
-            return [curve for real, (_, asked) in pairs for curve in (real, ("", asked))]
-
-        return _plots(
-            "mixture",
-            "Mixture",
-            self._plot("share of samples", with_asked("share_of_samples"), from_zero=True),
-            self._plot("share of loss tokens", with_asked("share_of_tokens"), from_zero=True),
-            note="Realised since the weights last changed; broken lines: configured.",
-        )
+    def _shares(self) -> Markup:
+        plots = []
+        for key, label in (("share_of_samples", "samples"), ("share_of_tokens", "loss tokens")):
+            curves = self._by_source(key)
+            if key == realised_share(self._mixture):
+                asked = self._by_source("share_configured")
+                curves = [c for real, (_, key) in zip(curves, asked) for c in (real, ("", key))]
+            plots.append(self._plot(f"share of {label}", curves, from_zero=True))
+        note = "Realised since the weights last changed; broken lines: configured."
+        return _plots("mixture", "Mixture", *plots, note=note)
 
     def _optimizer(self) -> Markup:
         return _plots(
@@ -202,14 +202,14 @@ class RunPage:
         else:
             flops = [("", "speed/model_flops_per_s")]
             compute = self._plot("model GFLOP/s", flops, from_zero=True, scale=1e-9)
-        memory = [("", "memory/peak_gib"), ("", "memory/limit_gib")]
+        memory = [("peak", "memory/peak_gib"), ("there is", "memory/limit_gib")]
         return _plots(
             "speed",
             "Speed",
             self._plot("samples/s", [("", "speed/samples_per_s")], from_zero=True),
             compute,
             self._plot("input wait", [("", "speed/input_wait_share")], from_zero=True),
-            self._plot("peak memory of a device, GiB", memory, from_zero=True),
+            self._plot("memory of a device, GiB", memory, from_zero=True),
         )
 
     def _event_table(self) -> Markup:

@@ -157,3 +157,8 @@ class Window:
             for key, share in shares.items():
                 out[f"group/{group}/{key}"] = float(share[members].sum())
         return out
+
+
+def realised_share(mixture: Mixture) -> str:
+    """Which of a source's shares its configured one is to be compared with."""
+    return "share_of_samples" if mixture.loss_tokens is None else "share_of_tokens"
