@@ -40,7 +40,7 @@ def step_metrics(mixture: Mixture, step: int, tokens: np.ndarray) -> dict:
 def log(mixture: Mixture, start: int, stop: int, every: int) -> dict[int, dict[str, float]]:
     window, found = Window(mixture, BATCH), {}
     for step in range(start, stop):
-        window.add(step_metrics(mixture, step, np.asarray([9, 2, 5])), 0.0)
+        window.add(step_metrics(mixture, step, np.asarray([9, 2, 5])))
         if (step + 1) % every == 0:
             found[step + 1] = window.scalars(step + 1)
             window.reset()

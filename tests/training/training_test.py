@@ -311,7 +311,7 @@ def test_a_window_tells_the_share_of_cut_answers():
         sums = {"truncated": np.asarray(truncated), "samples": np.asarray([4.0, 4.0])}
         sums |= {key: np.ones(2) for key in ("loss", "correct", "tokens")}
         sums |= {"left_out": np.asarray([0.0, 1.0]), "used": np.asarray([0.5, 0.25])}
-        window.add({"loss": 1.0, "grad_norm": 1.0, "by_source": sums}, 0.0)
+        window.add({"loss": 1.0, "grad_norm": 1.0, "by_source": sums})
     scalars = window.scalars(2)
     assert scalars["robot/truncated_share"] == 0 and scalars["web/truncated_share"] == 0.5
     assert scalars["web/left_out_share"] == 0.2 and "robot/left_out_share" not in scalars

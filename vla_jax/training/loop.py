@@ -86,13 +86,14 @@ def fit(
         arrays = to_global(batch, mesh)  # pyright: ignore[reportArgumentType]
         monitor.transferred()
         state, metrics = train_step(state, arrays)
-        monitor.after_step(step, metrics, arrays)
+        monitor.dispatched(step, metrics, arrays)
+        monitor.add(metrics)
         in_flight.append(metrics["loss"])
         if len(in_flight) > _IN_FLIGHT:
             in_flight.popleft().block_until_ready()
-        if step > start + 1 and (step % config.log_every == 0 or step == config.steps):
+        if step in (start + 1, config.steps) or step % config.log_every == 0:
             monitor.log()
         if step % config.checkpoint_every == 0 or step == config.steps:
             save(step, state)
-            monitor.saved(step)
+            monitor.saved()
     return state

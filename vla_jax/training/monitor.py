@@ -101,7 +101,7 @@ class Monitor:
         self._config, self._mixture, self._schedule = config, mixture, schedule
         self._start, self._steps, self._step = start, steps, start
         self.outcome: RunState | None = None
-        self._waited_s = self._transfer_s = 0.0
+        self._first = True  # until the first update is logged
         self._print_line, self._active = print_line, active
         self._writer = MetricWriter(
             workdir, start, active=active, wandb=config.wandb, config=run_config
@@ -152,86 +152,98 @@ class Monitor:
     def before_step(self, step: int) -> None:
         """Called before the batch of update `step` (from 1) is taken."""
         self._profiler.before(step)
-        self.lap(START_UP + "first batch" if self._is_first else PRODUCTIVE)
+        self.lap(START_UP + "first batch" if self._first else PRODUCTIVE)
 
     def got_batch(self) -> None:
         """Called when the batch is there."""
-        self._waited_s = self.lap(START_UP + "first batch" if self._is_first else "input wait")
+        self._window.waited_s += self.lap(START_UP + "first batch" if self._first else "input wait")
 
     def transferred(self) -> None:
         """Called when the batch is on its way to the devices."""
-        self._transfer_s = self.lap(START_UP + "first batch" if self._is_first else "input wait")
+        reason = START_UP + "first batch" if self._first else "input wait"
+        self._window.transfer_s += self.lap(reason)
 
-    def after_step(self, step: int, metrics: Metrics, batch: dict[str, jax.Array]) -> None:
-        """Called when update `step` is on its way to the devices.
-
-        The first one is awaited, as it has been compiled in between, and logged.
-        """
+    def dispatched(self, step: int, metrics: Metrics, batch: dict[str, jax.Array]) -> None:
+        """Called when update `step` is on its way to the devices."""
         self._step = step
-        self._window.add(metrics, self._waited_s, self._transfer_s)
         again = self._compiled.check(batch)
         if again is not None:
             self.lap("compiled again")
             self.tell("compiled again", again)
         self._profiler.after(step, metrics["loss"])
-        if step == self._start + 1:
-            metrics["loss"].block_until_ready()
-            self.lap(START_UP + "compile")
-            self._log_first()
 
-    def saved(self, step: int) -> None:
-        """Called when a checkpoint of `step` updates is on its way to the disk."""
+    def add(self, metrics: Metrics) -> None:
+        """The metrics of an update that counts, in order."""
+        self._window.add(metrics)
+
+    def rewind(self, step: int) -> None:
+        """Training goes back: updates go on after `step`."""
+        self.lap(PRODUCTIVE)
+        self._book.record(self._step)
+        self._step = step
+        self._book.resume(step)
+        self._window.forget()
+
+    def saved(self) -> None:
+        """Called when a checkpoint is on its way to the disk."""
         seconds = self.lap("saving")
         self.tell("checkpoint", f"{seconds:.2f} s of the loop's time", printed=False)
 
-    def log(self) -> dict[str, float]:
+    def log(self, more: Mapping[str, float] | None = None) -> dict[str, float]:
         """Ends the window: a line, a record, perhaps the page. Every process calls it alike.
+
+        The first call, after the update that this process compiles, tells how long the start took;
+        the loop makes it right after that update.
+
+        Args:
+          more: scalars for the record.
 
         Raises FloatingPointError if a loss is not finite.
         """
-        scalars = self._scalars()
+        scalars = self._scalars() | dict(more or {})
+        if self._first:
+            self._log_first(scalars)
+            return scalars
         self.lap(PRODUCTIVE)
-        left = self._steps - self._step
-        eta_s = self._window.eta_s(left)
+        window, eta_s = self._window, self._window.eta_s(self._steps - self._step)
         self._write(scalars)
         self._print_line(progress_line(self._step, self._steps, scalars, self._mixture, eta_s))
         if self._alarm is not None:
-            window = self._window
             slow = self._alarm.check(window.waited_s, window.transfer_s, window.elapsed_s)
             if slow is not None:
                 self.tell("slow input", slow)
         self._book.record(self._step)
-        self._window.reset()
+        window.reset()
         if time.monotonic() - self._page_written >= self._config.page_every_s:
             self._write_page("running", eta_s)
         self.lap("logging")
         return scalars
 
-    @property
-    def _is_first(self) -> bool:
-        return self._step == self._start
-
-    def _close(self, state: RunState, text: str = "") -> None:
-        self._profiler.stop()
-        self.lap("logging")
-        self._book.record(self._step)
-        self.tell(state, text or f"after update {self._step}", printed=False)
-        self._write_page(state, None)
-        self._writer.close()
-
-    def _log_first(self) -> None:
-        scalars = self._scalars()
+    def _log_first(self, scalars: dict[str, float]) -> None:
+        self.lap(START_UP + "compile")
+        self._first = False
         start_up = self._book.start_up
-        scalars = {k: v for k, v in scalars.items() if not k.startswith("speed/")}
-        self._write(scalars | {f"start_up/{k.replace(' ', '_')}_s": s for k, s in start_up.items()})
+        for key in [key for key in scalars if key.startswith("speed/")]:
+            del scalars[key]  # the compilation makes it wrong
+        scalars |= {f"start_up/{k.replace(' ', '_')}_s": s for k, s in start_up.items()}
+        self._write(scalars)
         self._print_line(f"step {self._step}: {start_up_line(start_up)}")
-        # The compilation would make every speed figure wrong.
         self._window.forget()
         if self._alarm is not None:
             self._alarm.forget()
         self._book.record(self._step)
         self._write_page("running", None)
         self.lap("logging")
+
+    def _close(self, state: RunState, text: str = "") -> None:
+        try:
+            self._profiler.stop()
+            self.lap("logging")
+            self._book.record(self._step)
+            self.tell(state, text or f"after update {self._step}", printed=False)
+            self._write_page(state, None)
+        finally:
+            self._writer.close()
 
     def _scalars(self) -> dict[str, float]:
         scalars = self._window.scalars(self._step)

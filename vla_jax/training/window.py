@@ -27,7 +27,8 @@ class Window:
       clock: seconds.
 
     Attributes:
-      waited_s, transfer_s: seconds waited for batches, and of giving them to the devices.
+      waited_s, transfer_s: seconds of the window waited for batches, and taken to give them to the
+        devices; the loop adds to them.
     """
 
     def __init__(
@@ -63,11 +64,9 @@ class Window:
         """Since the window began."""
         return self._clock() - self._start
 
-    def add(self, metrics: Metrics, waited_s: float, transfer_s: float = 0.0) -> None:
-        """An update's metrics, how long it waited for its batch and took to give it to devices."""
+    def add(self, metrics: Metrics) -> None:
+        """An update's metrics, in order."""
         self._metrics.append(metrics)
-        self.waited_s += waited_s
-        self.transfer_s += transfer_s
 
     def eta_s(self, steps_left: int) -> float | None:
         """Seconds still to go at the pace of the last windows, this one included, with all that
