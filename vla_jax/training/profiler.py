@@ -72,6 +72,8 @@ class Profiler:
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # each Python call would be slower, and the file large
         try:
+            # Before JAX finds out at the end that it cannot: it would then never record again.
+            self._folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(self._folder, profiler_options=options)
             self.recording = True
         except (RuntimeError, OSError) as e:

@@ -31,14 +31,12 @@ def progress_line(
     tail = " | " + "  ".join(_speed(scalars, eta_s))
     share = realised_share(mixture)
     parts = [_source(scalars, name, share) for name in mixture.names if f"{name}/loss" in scalars]
-    room = COLUMNS - len(head) - len(tail) - len("  +99 more")
-    shown = []
-    for part in parts:
-        room -= len(part) + 2
-        if room < 0:
-            shown.append(f"+{len(parts) - len(shown)} more")
-            break
-        shown.append(part)
+    room = COLUMNS - len(head) - len(tail)
+    shown = parts
+    if sum(len(part) + 2 for part in parts) > room:
+        room -= len("  +99 more")
+        fit = [n for n in range(len(parts)) if sum(len(p) + 2 for p in parts[:n]) <= room]
+        shown = [*parts[: fit[-1]], f"+{len(parts) - fit[-1]} more"]
     return "  ".join([head, *shown]) + tail
 
 
