@@ -82,7 +82,9 @@ def line_plot(
             'stroke-dasharray="4 3"/>'
         )
     for tick in _ticks(x_low, x_high, 5):
-        parts.append(_text(place(tick, y_low)[0], bottom + 16, _number(tick), anchor="middle"))
+        label = _number(tick)
+        x = min(place(tick, y_low)[0], width - 3.6 * len(label))  # the last one fits in, too
+        parts.append(_text(x, bottom + 16, label, anchor="middle"))
     parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_AXIS}"/>')
     parts.append(_text((left + right) / 2, height - 5, x_label, anchor="middle"))
     parts.append(_text(0, 12, y_label))

@@ -176,12 +176,11 @@ class Monitor:
         """The metrics of an update that counts, in order."""
         self._window.add(metrics)
 
-    def rewind(self, step: int) -> None:
-        """Training goes back: updates go on after `step`."""
+    def went_back(self, to: int) -> None:
+        """Called when the updates after `to` have been undone: their time was for nothing."""
         self.lap(PRODUCTIVE)
         self._book.record(self._step)
-        self._step = step
-        self._book.resume(step)
+        self._book.resume(to)
         self._window.forget()
 
     def saved(self) -> None:

@@ -35,7 +35,7 @@ class Profiler:
         poll_s: float = _POLL_S,
     ):
         self._workdir, self._trigger, self._tell = workdir, workdir / TRIGGER, tell
-        self._first, self._last = steps or (0, 0)
+        self._first, self._last = steps or (0, -1)
         self._poll_s, self._polled = poll_s, time.monotonic()
         # A file from before asks for nothing: it is never removed, as other processes look too.
         self._seen = self._touched()
@@ -77,7 +77,7 @@ class Profiler:
             jax.profiler.start_trace(self._folder, profiler_options=options)
             self.recording = True
         except (RuntimeError, OSError) as e:
-            self._last = 0
+            self._last = -1
             self._tell(f"no profile could be begun in {self._folder}: {e}")
 
     def _look(self, step: int) -> None:
