@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -130,6 +131,7 @@ class _StandIn:
 
     def __init__(self):
         self._file = tempfile.NamedTemporaryFile(prefix="array_record-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)  # which removes it
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
