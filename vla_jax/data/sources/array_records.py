@@ -14,9 +14,12 @@ and every 64 KiB of the file begin with a block header, wherever in a chunk that
 from __future__ import annotations
 
 import contextlib
+import functools
+import resource
 import tempfile
 import threading
 import weakref
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -38,11 +41,11 @@ _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # those of random access
 
 
 class ArrayRecords:
-    """ArrayRecord files, local or in a store. Each is opened at first use and stays open.
+    """ArrayRecord files, local or in a store. Each is opened at first use.
 
     Several threads may read at once. Of a file in a store a record costs one request, for the bytes
     of its chunk and no more; opening it costs one of 128 KiB, and a second where the list of its
-    chunks is longer.
+    chunks is longer. That list is kept, some 13 bytes a chunk.
 
     Args:
       files: the shards.
@@ -51,8 +54,10 @@ class ArrayRecords:
     """
 
     def __init__(self, files: Sequence[FileFacts], lengths: Sequence[int], *, said_by: str):
-        self._files, self._lengths, self._said_by = files, lengths, said_by
-        self._opened: dict[int, _File] = {}
+        self._facts, self._lengths, self._said_by = files, lengths, said_by
+        self._files: dict[int, _File] = {}
+        # A reader keeps a file open, and a process may have so many open.
+        self._readers = RecentlyRead[Any](max(1, _most_open_files() // 4), lambda reader: 1)
         self._stand_in = _StandIn() if any(storage.is_remote(file.path) for file in files) else None
         self._chunks = RecentlyRead[bytes](_KEPT, len)
 
@@ -61,69 +66,92 @@ class ArrayRecords:
 
         Raises ValueError, EOFError or RuntimeError if it is damaged, OSError if it cannot be read.
         """
-        return (self._opened.get(shard) or self._open(shard)).read(number)
+        file = self._files.get(shard) or self._first_use(shard)
+        return file.read(self._readers.get(shard, file.open), number)
 
-    def _open(self, shard: int) -> _File:
-        facts = self._files[shard]
+    def _first_use(self, shard: int) -> _File:
+        facts = self._facts[shard]
         if storage.is_remote(facts.path):
             assert self._stand_in is not None
             file = _RemoteFile(facts, self._stand_in, self._chunks)
         else:
             file = _LocalFile(facts)
-        if file.num_records != self._lengths[shard]:
+        try:
+            reader, why = file.open(), ""
+            count = reader.num_records()
+        except RuntimeError as e:
+            reader, why, count = None, f" ({e})", 0
+        if count != self._lengths[shard]:
             raise ValueError(
-                f"{file.num_records} records can be read, {self._said_by} says "
-                f"{self._lengths[shard]}: the file is cut off, damaged or of another data set; "
-                "copy or write it again"
+                f"{count} records can be read{why}, {self._said_by} says {self._lengths[shard]}: "
+                "the file is cut off, damaged or of another data set; copy or write it again"
             )
-        # Two threads may open a file at the same time; one of the two is used by both.
-        return self._opened.setdefault(shard, file)
+        self._readers.get(shard, lambda: reader)
+        # Two threads may do this at the same time; one of the two files is used by both.
+        return self._files.setdefault(shard, file)
 
 
 class _File(Protocol):
-    num_records: int  # 0 where the file is no ArrayRecord
+    def open(self) -> Any:
+        """A reader of the library. Raises RuntimeError if it cannot open the file."""
 
-    def read(self, number: int) -> bytes: ...
+    def read(self, reader: Any, number: int) -> bytes: ...
 
 
 class _LocalFile:
     def __init__(self, facts: FileFacts):
-        self._reader = array_record_module.ArrayRecordReader(facts.path, _OPTIONS)
-        self._lock = threading.Lock()
-        self.num_records: int = self._reader.num_records()
+        self._path, self._lock = facts.path, threading.Lock()
 
-    def read(self, number: int) -> bytes:
+    def open(self) -> Any:
+        return _open(self._path)
+
+    def read(self, reader: Any, number: int) -> bytes:
         with self._lock:
-            return self._reader.read([number])[0]
+            return reader.read([number])[0]
 
 
 class _RemoteFile:
     def __init__(self, facts: FileFacts, stand_in: _StandIn, chunks: RecentlyRead[bytes]):
         self._path, self._stand_in, self._chunks = facts.path, stand_in, chunks
-        self.num_records = 0
         start = max(0, facts.size - _TAIL)
         tail = storage.read_range(facts.path, start, facts.size - start)
         footer = _footer_start(tail, facts.size)
-        if footer is None:
-            return
-        if footer < start:
+        if footer is not None and footer < start:
             tail = storage.read_range(facts.path, footer, start - footer) + tail
-            start = footer
-        with stand_in.holding(start, tail) as path:
-            self._reader: Any = array_record_module.ArrayRecordReader(path, _OPTIONS)
-        self.num_records = self._reader.num_records()
-        if self.num_records:  # so the hashes are right
-            starts, self._group = _chunk_starts(tail[footer - start : -_BLOCK], footer)
-            self._starts = np.append(starts, footer)
+        elif footer is not None:
+            tail = tail[footer - start :]
+        # From the footer on; most of it are zeros.
+        self._tail, self._footer = zlib.compress(tail, 1), facts.size - len(tail)
 
-    def read(self, number: int) -> bytes:
-        chunk = number // self._group
-        start, end = self._starts[chunk : chunk + 2].tolist()
+    def open(self) -> Any:
+        with self._stand_in.holding(self._footer, zlib.decompress(self._tail)) as path:
+            return _open(path)
+
+    def read(self, reader: Any, number: int) -> bytes:
+        starts, group = self._list
+        start, end = starts[number // group :][:2].tolist()
         data = self._chunks.get(
             (self._path, start), lambda: storage.read_range(self._path, start, end - start)
         )
         with self._stand_in.holding(start, data):
-            return self._reader.read([number])[0]
+            return reader.read([number])[0]
+
+    @functools.cached_property
+    def _list(self) -> tuple[np.ndarray, int]:
+        """Where chunks begin and the last ends, int64; records of each, but perhaps the last."""
+        starts, group = _chunk_starts(zlib.decompress(self._tail)[:-_BLOCK], self._footer)
+        return np.append(starts, self._footer), group
+
+
+def _most_open_files() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**16 if soft == resource.RLIM_INFINITY else soft
+
+
+def _open(path: str) -> Any:
+    reader = array_record_module.ArrayRecordReader(path, _OPTIONS)
+    reader.seek(0)  # an error here, if it was one to open it
+    return reader
 
 
 class _StandIn:
