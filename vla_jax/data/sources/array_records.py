@@ -33,7 +33,7 @@ from vla_jax.data.storage import FileFacts
 
 _BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = 2**16, 24, 40  # bytes
 _TAIL = 2 * _BLOCK  # read at first: the postscript and most often the whole footer
-_KEPT = 16 * 2**20  # bytes of chunks read last, since one may hold many records
+_KEPT = 16 * 2**20  # bytes of chunks read last, where each holds many records
 _SIMPLE = ord("r")  # type of a chunk whose records lie one after the other
 _CODECS = {0: None, ord("b"): "brotli", ord("z"): "zstd", ord("s"): "snappy"}
 _MAGIC = 0x71930E704FDAE05E  # of a postscript
@@ -130,9 +130,8 @@ class _RemoteFile:
     def read(self, reader: Any, number: int) -> bytes:
         starts, group = self._list
         start, end = starts[number // group :][:2].tolist()
-        data = self._chunks.get(
-            (self._path, start), lambda: storage.read_range(self._path, start, end - start)
-        )
+        fetch = functools.partial(storage.read_range, self._path, start, end - start)
+        data = fetch() if group == 1 else self._chunks.get((self._path, start), fetch)
         with self._stand_in.holding(start, data):
             return reader.read([number])[0]
 
