@@ -250,7 +250,7 @@ def test_mixtures_that_change_do_not_compile_again(data_sets):
     state, loader, web = run.fresh_state(), run.loader(0), []
     for batch in (next(loader) for _ in range(12)):
         web.append(int(batch["source"].sum()))
-        state, _ = step(state, to_global(batch, run.mesh))
+        state, _ = step(state, to_global(batch, run.mesh, 8))
         assert step._cache_size() == 1
     loader.close()
     # A third, then three quarters, then none: 25 records in all.

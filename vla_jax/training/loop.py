@@ -83,7 +83,7 @@ def fit(
         monitor.before_step(step)
         batch = next(batches)
         monitor.got_batch()
-        arrays = to_global(batch, mesh)  # pyright: ignore[reportArgumentType]
+        arrays = to_global(batch, mesh, config.batch_size)  # pyright: ignore[reportArgumentType]
         monitor.transferred()
         state, metrics = train_step(state, arrays)
         monitor.dispatched(step, metrics, arrays)
