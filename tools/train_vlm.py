@@ -231,7 +231,7 @@ def main() -> None:
     from vla_jax.sharding.mesh import MeshConfig, make_mesh
     from vla_jax.training.loop import TrainConfig, fit
     from vla_jax.training.losses import answer_loss, patch_label_loss
-    from vla_jax.training.metrics import MetricWriter
+    from vla_jax.training.monitor import Monitor
     from vla_jax.training.optimizer import OptimizerConfig, make_optimizer
     from vla_jax.training.step import make_init, make_train_step, state_shardings
 
@@ -321,21 +321,20 @@ def main() -> None:
     )
     batches = PaintedBatches(args, start)
     try:
-        with MetricWriter(args.out, start) as writer:
-            fit(
-                state,
-                train_step,
-                batches,
-                train_config,
-                mesh=mesh,
-                writer=writer,
-                mixture=Mixture({"web": 1}, {"web": args.steps * args.batch_size}, seed=0),
-                samples_per_step=args.batch_size,
-                save=save,
-                print_line=lambda line: print(line, flush=True),
-            )
-    except _TimeUp:
-        print("time is up; run again to go on", flush=True)
+        with Monitor(
+            args.out,
+            train_config.watch,
+            Mixture({"web": 1}, {"web": args.steps * args.batch_size}, seed=0),
+            samples_per_step=args.batch_size,
+            start=start,
+            steps=stop,
+            train_step=train_step,
+            print_line=lambda line: print(line, flush=True),
+        ) as monitor:
+            try:
+                fit(state, train_step, batches, train_config, mesh=mesh, monitor=monitor, save=save)
+            except _TimeUp:
+                print("time is up; run again to go on", flush=True)
     finally:
         batches.close()
     state = pickle.loads(saved.read_bytes())

@@ -22,7 +22,7 @@ class Profiler:
 
     Args:
       workdir: existing directory, the same for all processes.
-      steps: (first, last) update to profile, from 1; () for none.
+      steps: (first, last) update to profile in the first process, from 1; () for none.
       tell: called with what there is to say.
       poll_s: seconds between looks at the file.
     """
@@ -35,7 +35,7 @@ class Profiler:
         poll_s: float = _POLL_S,
     ):
         self._workdir, self._trigger, self._tell = workdir, workdir / TRIGGER, tell
-        self._first, self._last = steps or (0, -1)
+        self._first, self._last = steps if steps and jax.process_index() == 0 else (0, -1)
         self._poll_s, self._polled = poll_s, time.monotonic()
         # A file from before asks for nothing: it is never removed, as other processes look too.
         self._seen = self._touched()
