@@ -367,6 +367,32 @@ def test_how_a_run_ends_is_told(tmp_path, error, state):
     assert ("loss is NaN" in last.text) == (state == "failed")
 
 
+def test_the_loop_is_told_of_a_second_compilation_and_of_undone_updates(tmp_path):
+    step, lines = jax.jit(lambda batch: {"loss": batch["tokens"].sum()}), []
+    monitor = Monitor(
+        tmp_path, WatchConfig(), TWO, samples_per_step=8, start=0, steps=9, train_step=step,
+        print_line=lines.append,
+    )  # fmt: skip
+    with monitor:
+        for number, length in enumerate((8, 8, 7), start=1):
+            monitor.before_step(number)
+            monitor.got_batch()
+            batch = {"tokens": jnp.zeros((4, length))}
+            monitor.transferred()
+            monitor.dispatched(number, step(batch), batch)
+            monitor.add(step_metrics(TWO, number, np.asarray([9, 2])))
+            if number != 2:
+                monitor.log()
+        monitor.went_back(1)
+    events = [(event.step, event.kind) for event in read_events(tmp_path)]
+    assert events == [(0, "start"), (3, "compiled again"), (3, "stopped")]
+    assert [line.split(":")[0] for line in lines[:2]] == ["step 1", "compiled again"]
+    assert "tokens is float32[4, 7]" in lines[1] and lines[2].startswith("step 3/9  loss 1.000")
+    seconds = read_goodput(tmp_path)
+    assert {"compiled again", "repeated steps", "start-up/compile"} <= {*seconds}
+    assert seconds["repeated steps"] > 0 and seconds["steps"] == pytest.approx(0, abs=1e-9)
+
+
 class FakeWandb(types.ModuleType):
     """Keeps what it is given."""
 

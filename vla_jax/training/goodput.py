@@ -139,10 +139,15 @@ class _Account:
         self._end = record["time"]
         if "resume" in record:
             self._rewind(record["resume"])
-        elif record["step"] > self._step:
-            productive = record["seconds"].get(PRODUCTIVE, 0.0)
-            self._spans.append((self._step, record["step"], productive))
-            self._step = record["step"]
+            return
+        productive = record["seconds"].get(PRODUCTIVE, 0.0)
+        first, last = self._step, record["step"]
+        if last <= first and self._spans:  # the end of updates that are recorded already
+            first, last, before = self._spans.pop()
+            productive += before
+        if last > first:
+            self._spans.append((first, last, productive))
+            self._step = last
 
     def _book(self, reason: str, seconds: float) -> None:
         self.seconds[reason] = self.seconds.get(reason, 0.0) + seconds
