@@ -341,14 +341,16 @@ def test_a_run_and_its_resumption_are_seen_whole(data_sets, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "state"),
+    ("error", "outcome", "state"),
     [
-        (FloatingPointError("loss is NaN"), "failed"),
-        (KeyboardInterrupt(), "preempted"),
-        (None, "stopped"),
+        (FloatingPointError("loss is NaN"), None, "failed"),
+        (KeyboardInterrupt(), None, "preempted"),
+        (FloatingPointError("told to stop"), "preempted", "preempted"),
+        (None, "preempted", "preempted"),
+        (None, None, "stopped"),
     ],
 )
-def test_how_a_run_ends_is_told(tmp_path, error, state):
+def test_how_a_run_ends_is_told(tmp_path, error, outcome, state):
     with contextlib.ExitStack() as stack:
         if error is not None:
             stack.enter_context(pytest.raises(type(error)))
@@ -358,6 +360,7 @@ def test_how_a_run_ends_is_told(tmp_path, error, state):
             )
         )
         monitor.before_step(4)
+        monitor.outcome = outcome
         if error is not None:
             raise error
     last = read_events(tmp_path)[-1]

@@ -76,7 +76,8 @@ class Monitor:
       active: False for all but one process of a job: it writes nothing.
 
     Attributes:
-      outcome: what became of the run, if it leaves the loop before its last update on purpose.
+      outcome: what became of the run, set by a loop that leaves before its last update on purpose,
+        with or without an exception.
     """
 
     def __init__(
@@ -130,12 +131,12 @@ class Monitor:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
         if kind is None:
-            finished = self._step >= self._steps
-            self._close(self.outcome or ("done" if finished else "stopped"))
+            self._close(self.outcome or ("done" if self._step >= self._steps else "stopped"))
             return
         left = issubclass(kind, KeyboardInterrupt | SystemExit)
         with contextlib.suppress(OSError):  # a full disk may be what ended the run
-            self._close("preempted" if left else "failed", f"{kind.__name__}: {error}")
+            state: RunState = self.outcome or ("preempted" if left else "failed")
+            self._close(state, f"{kind.__name__}: {error}")
 
     def lap(self, reason: str) -> float:
         """Books the time since the last call under `reason`; returns it in seconds."""
@@ -145,7 +146,8 @@ class Monitor:
         """An event, for the log and the run page."""
         event = Event(time.time(), self._step, kind, text)
         self._writer.write_event(event)
-        self._page.add_event(event)
+        if self._active:
+            self._page.add_event(event)
         if printed:
             self._print_line(f"{kind}: {text}")
 
@@ -257,7 +259,8 @@ class Monitor:
     def _write(self, scalars: dict[str, float]) -> None:
         scalars["goodput"] = self._book.goodput()
         self._writer.write(self._step, scalars)
-        self._page.add({"step": self._step, **scalars})
+        if self._active:
+            self._page.add({"step": self._step, **scalars})
 
     def _write_page(self, state: RunState, eta_s: float | None) -> None:
         if not self._active:

@@ -22,7 +22,7 @@ from vla_jax.training.window import realised_share
 RunState = Literal["running", "done", "stopped", "preempted", "failed"]
 
 _STYLE = Path(__file__).parent / "run_page.css"
-_REFRESH_S = 30
+_REFRESH_S, _SILENT_S = 30, 30 * 60
 _EVENTS = 200
 _NAVIGATION = (
     ("learning", "Learning"),
@@ -92,7 +92,7 @@ class RunPage:
         script = ""
         if state == "running":
             head += f'<meta http-equiv="refresh" content="{_REFRESH_S}">'
-            script = _SILENCE % (now, 10 * 60)
+            script = _SILENCE % (now, _SILENT_S)
         body = [
             self._header(state, step, steps, eta_s, seconds, now),
             self._learning(),
