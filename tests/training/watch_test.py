@@ -386,13 +386,18 @@ def test_the_loop_is_told_of_a_second_compilation_and_of_undone_updates(tmp_path
             monitor.add(step_metrics(TWO, number, np.asarray([9, 2])))
             if number != 2:
                 monitor.log()
+        with monitor.saving():
+            time.sleep(0.05)
         monitor.went_back(1)
     events = [(event.step, event.kind) for event in read_events(tmp_path)]
-    assert events == [(0, "start"), (3, "compiled again"), (3, "stopped")]
+    assert events == [
+        (0, "start"), (3, "compiled again"), (3, "checkpoint"), (3, "stopped")
+    ]  # fmt: skip
     assert [line.split(":")[0] for line in lines[:2]] == ["step 1", "compiled again"]
     assert "tokens is float32[4, 7]" in lines[1] and lines[2].startswith("step 3/9  loss 1.000")
     seconds = read_goodput(tmp_path)
     assert {"compiled again", "repeated steps", "start-up/compile"} <= {*seconds}
+    assert seconds["saving"] >= 0.05
     assert seconds["repeated steps"] > 0 and seconds["steps"] == pytest.approx(0, abs=1e-9)
 
 

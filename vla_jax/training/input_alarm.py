@@ -53,7 +53,8 @@ class InputAlarm:
           elapsed_s: length of the window.
         """
         now = self._stages()
-        mine = np.asarray([elapsed_s, waited_s, *(now - self._before), transfer_s])
+        stages = np.maximum(now - self._before, 0)  # another loader may have begun anew
+        mine = np.asarray([elapsed_s, waited_s, *stages, transfer_s])
         self._before = now
         rows = mine[None]
         if jax.process_count() > 1:

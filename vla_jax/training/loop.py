@@ -94,6 +94,6 @@ def fit(
         if step in (start + 1, config.steps) or step % config.log_every == 0:
             monitor.log()
         if step % config.checkpoint_every == 0 or step == config.steps:
-            save(step, state)
-            monitor.saved()
+            with monitor.saving():
+                save(step, state)
     return state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -184,9 +184,14 @@ class Monitor:
         self._book.record(self._step)
         self._book.resume(to)
         self._window.forget()
+        if self._alarm is not None:
+            self._alarm.forget()
 
-    def saved(self) -> None:
-        """Called when a checkpoint is on its way to the disk."""
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around what the loop does to save a checkpoint."""
+        self.lap(START_UP + "compile" if self._first else PRODUCTIVE)
+        yield
         seconds = self.lap("saving")
         self.tell("checkpoint", f"{seconds:.2f} s of the loop's time", printed=False)
 
