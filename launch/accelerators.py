@@ -76,6 +76,20 @@ class Accelerator:
         return "x".join(map(str, self.shape))
 
     @property
+    def usual_topology(self) -> str:
+        """What Cloud TPU means by the accelerator type: of as many chips, the most even sides."""
+        if not self.is_tpu or len(self.shape) == 2 or self.chips < 64:
+            return self.topology
+        cubes = self.chips // 64
+        shapes = [
+            (a, b, cubes // (a * b))
+            for a in range(1, cubes + 1)
+            for b in range(a, cubes // a + 1)
+            if cubes % (a * b) == 0 and cubes // (a * b) >= b
+        ]
+        return "x".join(str(4 * side) for side in min(shapes, key=sum))
+
+    @property
     def chips_per_host(self) -> int:
         if not self.is_tpu:
             return self.shape[0]

@@ -13,8 +13,8 @@ from launch.job import RESUMABLE, Job, quoted
 
 _CONTAINER = "train"
 
-# GKE puts a container beside ours that serves the bucket. 0: it may take what the node has; by default
-# it gets too little to read training data through.
+# GKE puts a container beside ours that serves the bucket. 0: it may take what the node has; its
+# defaults are too little to read training data through.
 _GCSFUSE = {
     "gke-gcsfuse/volumes": "true",
     "gke-gcsfuse/cpu-limit": "0",

@@ -119,7 +119,7 @@ class Job:
         # Names of GKE pods end with two numbers and five letters, and have 63 characters at most.
         if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", self.name):
             raise ValueError(
-                f"name {self.name!r}: up to 40 lower-case letters, digits and hyphens, a letter first"
+                f"name {self.name!r}: up to 40 lower-case letters, digits, hyphens, a letter first"
             )
         chips = parse_accelerator(self.accelerator)
         if self.slices < 1 or self.restarts < 0 or self.grace_s < 1:
@@ -145,8 +145,8 @@ class Job:
             raise ValueError(f"{name} {path!r}: an absolute path is needed, the same on all hosts")
         if path and self.google and not path.startswith(f"{self.google.mount}/"):
             raise ValueError(
-                f"{name} {path!r} is not below google.mount {self.google.mount!r}: it would be lost "
-                "with the machines"
+                f"{name} {path!r} is not below google.mount {self.google.mount!r}: it would be "
+                "lost with the machines"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""TPU VMs: a script that asks for a queued resource, trains on it and replaces it if it is taken."""
+"""TPU VMs: a script that asks for a queued resource, trains on it, and asks anew if it is taken."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ exit "$(sudo docker wait {name})"
 _SCRIPT = """\
 #!/usr/bin/env bash
 # {name}: {slices} of {accelerator} ({accelerator_type}, {hosts} hosts each).
-# Runs where you start it until training is done: in tmux, on a machine that stays up. Started again,
-# it goes on with what is there.
+# It runs until training is done: start it in tmux, on a machine that stays up. Started again, it
+# goes on with what is there.
 set -euo pipefail
 
 where=({where})
@@ -140,8 +140,17 @@ def script(job: Job) -> str:
     kind = TPU_KINDS[chips.kind]
     if not kind.runtime:
         raise ValueError(f"{chips.kind} has no TPU VMs, it is for GKE alone: use gke or xpk")
+    if chips.kind == "v4":
+        shape = ["--type=v4", f"--topology={chips.topology}"]
+    else:
+        shape = [f"--accelerator-type={chips.accelerator_type}"]
+        if chips.topology != chips.usual_topology:
+            raise ValueError(
+                f"accelerator {job.accelerator!r}: {chips.accelerator_type} on a TPU VM is "
+                f"{chips.usual_topology}; take that, or gke or xpk, where a topology is chosen"
+            )
     create = [
-        f"--accelerator-type={chips.accelerator_type}",
+        *shape,
         f"--runtime-version={kind.runtime}",
         f"--node-id={job.name}" if job.slices == 1 else f"--node-count={job.slices}",
     ]

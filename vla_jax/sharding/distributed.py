@@ -13,8 +13,8 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
 
     It is one of several if the environment says so: `JAX_COORDINATOR_ADDRESS`,
     `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (what `launch/local_processes.py` sets), a TPU slice of
-    several hosts, or a Slurm step of several tasks, which JAX reads for itself. The environment of a
-    TPU VM says nothing (JAX asks the machine's metadata): there `VLA_JAX_JOIN=1` does. Call it
+    several hosts, or a Slurm step of several tasks, which JAX reads for itself. A TPU VM's
+    environment says nothing (JAX asks the machine's metadata): there set `VLA_JAX_JOIN=1`. Call it
     before anything else touches a device; without such an environment it does nothing.
 
     Raises:
