@@ -154,7 +154,8 @@ def _pod(job: Job) -> dict[str, Any]:
                     "driver": "gcsfuse.csi.storage.gke.io",
                     "volumeAttributes": {
                         "bucketName": google.bucket,
-                        "mountOptions": "implicit-dirs",
+                        # A finished checkpoint gets its name by renaming its directory.
+                        "mountOptions": "implicit-dirs,rename-dir-limit=200000",
                         # The pod's own account, not the node's, in spite of hostNetwork.
                         "hostNetworkPodKSA": "true",
                     },

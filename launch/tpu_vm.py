@@ -9,7 +9,8 @@ from launch.flags import environment
 from launch.job import REFUSED, RESUMABLE, Job, quoted
 
 # What runs on every host. The bucket is mounted there and not in the container, so that it outlives
-# the container. A container that still trains, because only the connection was lost, is joined.
+# the container; the limit lets a finished checkpoint's directory be renamed. A container that still
+# trains, because only the connection was lost, is joined.
 _ON_HOST = """\
 set -euo pipefail
 if ! command -v gcsfuse >/dev/null; then
@@ -23,7 +24,7 @@ if ! command -v gcsfuse >/dev/null; then
 fi
 if ! mountpoint -q {mount}; then
   sudo mkdir -p {mount}
-  sudo gcsfuse --implicit-dirs -o allow_other {bucket} {mount}
+  sudo gcsfuse --implicit-dirs --rename-dir-limit=200000 -o allow_other {bucket} {mount}
 fi
 if [ -z "$(sudo docker ps --quiet --filter 'name=^{name}$')" ]; then
   sudo docker rm {name} >/dev/null 2>&1 || true
