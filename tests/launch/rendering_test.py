@@ -192,6 +192,7 @@ def test_a_tpu_host_mounts_starts_and_tells_the_exit_code(programs, tmp_path):
         gcloud="echo token",
         docker=f"""case "$1" in
             ps) if [ -e {running} ]; then echo id; fi ;;
+            login) cat >/dev/null ;;
             wait) echo 75 ;;
         esac""",
     )
@@ -299,7 +300,10 @@ def test_image(tmp_path):
     done = subprocess.run([_linter("hadolint"), file], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     copied = re.findall(r"^COPY (.*) \S+$", file.read_text(), re.M)
-    assert copied and all((ROOT / path).exists() for paths in copied for path in paths.split())
+    needed = {path for paths in copied for path in paths.split()}
+    assert needed and all((ROOT / path).exists() for path in needed)
+    ignored = (ROOT / "launch/Dockerfile.dockerignore").read_text().split("\n")
+    assert {line[1:] for line in ignored if line.startswith("!")} == needed
     for job, extras in ((load(POD), "tpu,gcs"), (load(GPUS, ["image=here/x:1"]), "gpu")):
         words = _words(_checked(docker.script(job), tmp_path), "docker build")
         assert f"--build-arg=EXTRAS={extras}" in words and f"--tag={job.image}" in words
