@@ -203,7 +203,7 @@ def test_a_tpu_host_mounts_starts_and_tells_the_exit_code(programs, tmp_path):
         assert done.returncode == 75, done.stderr
         running.touch()
     lines = calls.read_text().splitlines()
-    [mount] = [line for line in lines if line.startswith("gcsfuse")]
+    [mount] = {line for line in lines if line.startswith("gcsfuse")}
     assert mount.endswith(" -o allow_other my-bucket /data")
     [start] = [line for line in lines if line.startswith("docker run")]
     words = _words(part, "sudo docker run")
