@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -202,3 +203,49 @@ def test_half_an_environment_is_refused():
     with pytest.raises(ValueError, match="whole numbers"):
         join_processes(dict.fromkeys(three, "x"))
     assert join_processes({k: v for k, v in os.environ.items() if k not in three}) is None
+
+
+def test_a_slurm_step_is_one_job():
+    """What Slurm sets for two tasks of a step is enough to find each other."""
+    program = (
+        "import jax; from vla_jax.sharding.distributed import join_processes; join_processes();"
+        "print(jax.process_index(), jax.process_count(), jax.device_count())"
+    )
+    step = {
+        "SLURM_JOB_ID": str(os.getpid()),  # makes the port
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": "2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    }
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={**os.environ, **step, "SLURM_PROCID": task, "SLURM_LOCALID": task},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for task in "01"
+    ]
+    assert [task.communicate(timeout=120)[0].split() for task in tasks] == [
+        ["0", "2", "2"],
+        ["1", "2", "2"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("environment", "joins"),
+    [
+        ({"VLA_JAX_JOIN": "1"}, True),  # a TPU VM
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"}, True),  # GKE
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "1"}, False),
+        ({"SLURM_NTASKS": "1"}, False),
+    ],
+)
+def test_which_clusters_are_joined(environment, joins, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    join_processes(environment)
+    assert calls == [()] * joins
