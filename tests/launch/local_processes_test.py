@@ -91,7 +91,9 @@ def _train(folder: Path, workdir: str, count: int, steps: int) -> list[list[tupl
     reads = folder / f"reads_{workdir}_{count}"
     options = [f"--config={folder}/config.py", f"--workdir={folder / workdir}"]
     train = ["-m", "vla_jax.train", *options, f"--config.train.steps={steps}"]
-    done = _run(count, sys.executable, *train, READS=str(reads))
+    # Compiles in half the time.
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = _run(count, sys.executable, *train, READS=str(reads), **quick)
     assert done.returncode == 0, done.stdout
     assert f"[0] step {steps}/{steps}" in done.stdout and "[1] step" not in done.stdout
     lines = [Path(f"{reads}.{p}").read_text().splitlines() for p in range(count)]
@@ -148,7 +150,9 @@ def test_processes_train_as_one(tmp_path):
     params = {name: _params(tmp_path / name) for name in ("alone", "one", "two")}
     for name in ("one", "two"):
         for key, value in params["alone"].items():
-            np.testing.assert_allclose(params[name][key], value, atol=1e-5, err_msg=key)
+            # No key bias changes the loss: its gradient is rounding, which Adam makes steps of.
+            if not key.endswith("key/bias"):
+                np.testing.assert_allclose(params[name][key], value, atol=1e-5, err_msg=key)
 
 
 def _require_own_rows(read, mixture, first: int, last: int) -> None:
