@@ -1,7 +1,7 @@
 """RT-2-PaLM-E-12B as the paper trains it (arXiv 2307.15818, appendix E): two thirds robot data.
 
     python -m vla_jax.plan --config=configs/rt2_palm_e_12b.py --topology=v5e:16x16
-    python -m vla_jax.train --config=configs/rt2_palm_e_12b.py --workdir=gs://...
+    python -m vla_jax.train --config=configs/rt2_palm_e_12b.py --workdir=...
 
 Learning rate, share of robot data and samples in all are the paper's; batches are four times as
 large and steps a quarter, so that 256 chips have enough to do between two exchanges of parameters.
