@@ -36,7 +36,7 @@ from vla_jax.training.augment import apply_changes, draw_changes
 from vla_jax.training.groups import freeze
 from vla_jax.training.losses import answer_loss
 from vla_jax.training.optimizer import make_optimizer
-from vla_jax.training.step import LossFn, TrainState, make_init, state_shardings
+from vla_jax.training.step import LossFn, TrainState, make_init, new_state, state_shardings
 from vla_jax.types import Params
 
 
@@ -58,6 +58,8 @@ class TrainingRun(RunData):
             num_sources=len(self.sources),
             integer_smoothing=self.config.train.integer_smoothing,
             exact_integers=self._levels,
+            label_smoothing=self.config.train.label_smoothing,
+            z_loss=self.config.train.z_loss,
         )
         groups = self.config.optimizer.groups
         change = self._change_images
@@ -100,7 +102,8 @@ class TrainingRun(RunData):
     def fresh_state(self) -> TrainState:
         """New parameters, or those of `train.init_from`, with a new optimizer state."""
         config = self.config
-        init = make_init(config.model, self.optimizer, config.train.seed)
+        kept = _kept(config)
+        init = make_init(config.model, self.optimizer, config.train.seed, **kept)
         if not config.train.init_from:
             return jax.jit(init, out_shardings=self.shardings)()
         tokenizers = self.builder.action_tokenizers.values()
@@ -114,7 +117,7 @@ class TrainingRun(RunData):
         )
 
         def start(params: Params) -> TrainState:
-            return {**init(), "params": params, "opt": self.optimizer.init(params)}
+            return new_state(params, self.optimizer, **kept)
 
         return jax.jit(start, out_shardings=self.shardings, donate_argnums=0)(params)
 
@@ -134,17 +137,17 @@ def build_training(config: Config, stored: CheckpointMeta | None = None) -> Trai
     Raises ValueError or FileNotFoundError for what the config asks.
     """
     mesh = make_mesh(config.mesh)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.train.batch_size % rows:
+    rows, parts = mesh.shape["data"] * mesh.shape["fsdp"], config.train.micro_batches
+    if config.train.batch_size % (rows * parts):
         raise ValueError(
             f"train.batch_size {config.train.batch_size} does not divide over {rows} devices "
-            "(mesh data x fsdp)"
+            "(mesh data x fsdp)" + (f" times train.micro_batches {parts}" if parts > 1 else "")
         )
     data = build_data(config, stored)
     _require_ordered_tokens(config, data.builder.action_tokenizers.values())
     _require_samples(data.mixture, config)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    init = make_init(config.model, optimizer, config.train.seed)
+    init = make_init(config.model, optimizer, config.train.seed, **_kept(config))
     abstract = jax.eval_shape(init)
     return TrainingRun(
         **vars(data),
@@ -153,6 +156,11 @@ def build_training(config: Config, stored: CheckpointMeta | None = None) -> Trai
         abstract=abstract,
         shardings=state_shardings(abstract, mesh),
     )
+
+
+def _kept(config: Config) -> dict[str, Any]:
+    """How the train state keeps parameters."""
+    return {"params_dtype": config.train.params_dtype, "ema": config.train.ema_decay > 0}
 
 
 def load_initial_params(
@@ -187,8 +195,10 @@ def load_initial_params(
 
 
 def _restore_params(workdir: str, like: Params, shardings: Params) -> Params:
+    """The parameters of the newest checkpoint, or their running mean if it has one; float32."""
     with Checkpoints(workdir) as checkpoints:
-        return checkpoints.restore({"params": like}, {"params": shardings})["params"]
+        key = "ema" if checkpoints.meta().config["train"].get("ema_decay") else "params"
+        return checkpoints.restore({key: like}, {key: shardings})[key]
 
 
 def _require_ordered_tokens(config: Config, tokenizers: Iterable[ActionTokenizer]) -> None:

@@ -51,7 +51,15 @@ def train(config: Config, workdir: str) -> TrainState:
         start = int(state["step"])
         if jax.process_index() == 0:
             (directory / "config.json").write_text(config_lib.to_json(config))
-        step = make_train_step(run.optimizer, run.shardings, run.mesh, run.loss_fn)
+        step = make_train_step(
+            run.optimizer,
+            run.shardings,
+            run.mesh,
+            run.loss_fn,
+            micro_batches=config.train.micro_batches,
+            ema_decay=config.train.ema_decay,
+            seed=config.train.seed,
+        )
         with MetricWriter(directory, start, active=jax.process_index() == 0) as writer:
             state = fit(
                 state,
