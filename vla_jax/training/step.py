@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import init_params
-from vla_jax.sharding.mesh import BATCH_SPEC, batch_sharding, replicated
+from vla_jax.sharding.mesh import BATCH_AXES, batch_sharding, batch_shards, replicated
 from vla_jax.sharding.rules import param_shardings
 from vla_jax.training.losses import source_of_tokens
 from vla_jax.tree import flatten
@@ -222,8 +222,8 @@ def _split(batch: dict[str, jax.Array], mesh: Mesh, parts: int) -> dict[str, jax
     Raises:
       ValueError: the parts do not divide over the devices.
     """
-    spread = NamedSharding(mesh, PartitionSpec(None, *BATCH_SPEC))
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    spread = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+    devices = batch_shards(mesh)
 
     def one(x: jax.Array) -> jax.Array:
         if len(x) % (parts * devices):
