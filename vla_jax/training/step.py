@@ -205,7 +205,7 @@ def _loss_and_gradients(
             )
             return jax.lax.with_sharding_constraint(totals, (replicated(mesh), shardings)), sums
 
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (0.0, params))
+        zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), (0.0, params))
         totals, sums = jax.lax.scan(one, zeros, _split(batch, mesh, micro_batches))
         by_source = {k: jnp.sum(v, axis=0) for k, v in sums.items()}
         by_source["used"] /= micro_batches  # a share of the rows, not a sum
