@@ -16,7 +16,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.training.training_test import make_config
 from vla_jax.build import build_training, load_policy
-from vla_jax.checkpoints.manager import Checkpoints
 from vla_jax.models.presets import PRESETS, DecoderConfig, ModelConfig, VitConfig
 from vla_jax.models.vla import Vla, init_params, run_model
 from vla_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
@@ -99,7 +98,6 @@ def test_micro_batches_make_one_big_step(params, whole_batch):
     tokens = batch["in_loss"].reshape(-1, 4, LENGTH).sum((0, 2))
     assert len(set(tokens.tolist())) == 4 and tokens.min() == 0
     compiled = step.lower(state, placed(batch, mesh)).compile()
-    assert "all-to-all" not in compiled.as_text() and "u8[1," in compiled.as_text()
     assert not collectives_of_images(compiled.as_text())
     new, metrics = compiled(state, placed(batch, mesh))
     grads, whole = whole_batch
@@ -115,9 +113,11 @@ def test_micro_batches_make_one_big_step(params, whole_batch):
 
 
 def collectives_of_images(text: str) -> list[str]:
-    """Lines of compiled HLO in which devices exchange uint8 arrays."""
-    exchange = r"(all-to-all|all-gather|collective-permute|all-reduce|dynamic-slice)(-start)?\("
-    return [line for line in text.splitlines() if re.search(exchange, line) and "u8[" in line]
+    """Lines of compiled HLO in which devices exchange pictures, or any bytes."""
+    exchange = re.compile(r"(all-to-all|all-gather|all-reduce|reduce-scatter|permute)(-start)?\(")
+    pictures = re.compile(r"u8\[|,28,28,3\]")
+    assert pictures.search(text)
+    return [x for x in text.splitlines() if exchange.search(x) and pictures.search(x)]
 
 
 def test_images_stay_on_their_device():
@@ -338,24 +338,17 @@ def test_a_run_with_everything_on_resumes_bitwise_and_is_judged_by_its_mean(data
     resumed = train(config, str(tmp_path / "parts"))
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    assert {x.dtype for x in jax.tree.leaves(state["params"])} == {jnp.bfloat16}
+    assert {x.dtype.name for x in jax.tree.leaves(state["params"])} == {"bfloat16"}
     used = flatten(load_policy(tmp_path / "whole", batch_size=1)[0].params)
     apart = 0.0
     for name, mean in flatten(state["ema"]).items():
         np.testing.assert_array_equal(used[name], mean)
         apart = max(apart, np.abs(mean - flatten(state["params"])[name].astype("f4")).max())
     assert apart > 1e-4
-    # Another run starts from the mean, and without keeping one.
-    plain = make_config(data_sets, train__init_from=str(tmp_path / "whole"))
-    first = build_training(plain).fresh_state()
-    for name, value in flatten(first["params"]).items():
-        np.testing.assert_array_equal(value, flatten(state["ema"])[name])
-    other = dataclasses.replace(plain, train=dataclasses.replace(
-        plain.train, params_dtype="bfloat16", ema_decay=0.9
-    ))  # fmt: skip
+    # Another run starts from the mean.
+    changes = {"params_dtype": "bfloat16", "ema_decay": 0.9, "init_from": str(tmp_path / "whole")}
+    other = make_config(data_sets, **{f"train__{k}": v for k, v in changes.items()})
     began = build_training(other).fresh_state()
-    for name, value in flatten(began["params"]).items():
-        want = np.asarray(flatten(began["ema"])[name]).astype(jnp.bfloat16)
-        np.testing.assert_array_equal(value, want)
-    with Checkpoints(tmp_path / "whole") as checkpoints:
-        assert checkpoints.meta().step == 4
+    for name, mean in flatten(state["ema"]).items():
+        np.testing.assert_array_equal(flatten(began["ema"])[name], mean)
+        np.testing.assert_array_equal(flatten(began["params"])[name], mean.astype(jnp.bfloat16))
