@@ -16,10 +16,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.training.training_test import make_config
 from vla_jax.build import build_training, load_policy
+from vla_jax.checkpoints.manager import Checkpoints
 from vla_jax.models.presets import PRESETS, DecoderConfig, ModelConfig, VitConfig
 from vla_jax.models.vla import Vla, init_params, run_model
-from vla_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
-from vla_jax.train import train
+from vla_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh, to_global
 from vla_jax.training.loop import TrainConfig
 from vla_jax.training.losses import answer_logits, answer_loss, source_of_tokens
 from vla_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -104,8 +104,8 @@ def test_micro_batches_make_one_big_step(params, whole_batch):
     for name, grad in flatten(grads).items():
         found = np.asarray(flatten(params)[name]) - np.asarray(flatten(new["params"])[name])
         scale = np.abs(grad).max()
-        np.testing.assert_allclose(found, grad, atol=1e-6 * max(scale, 1), err_msg=name)
-    assert max(np.abs(g).max() for g in jax.tree.leaves(grads)) > 0.1
+        np.testing.assert_allclose(found, grad, atol=1e-6 * scale + 1e-7, err_msg=name)
+    assert max(np.abs(g).max() for g in jax.tree.leaves(grads)) > 0.05
     np.testing.assert_allclose(metrics["loss"], whole["loss"], rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], whole["grad_norm"], rtol=1e-5)
     for key, sums in whole["by_source"].items():
@@ -320,35 +320,51 @@ def test_tokens_of_packed_rows_have_their_example_s_source():
 
 
 def test_a_run_with_everything_on_resumes_bitwise_and_is_judged_by_its_mean(data_sets, tmp_path):
-    optimizer = OptimizerConfig(1e-2, 1, "adafactor", "rsqrt", constant_steps=2)
     config = make_config(
         data_sets,
         train__batch_size=16,
         train__micro_batches=2,
         train__ema_decay=0.5,
-        train__params_dtype="bfloat16",
         train__label_smoothing=0.1,
         train__z_loss=1e-4,
-        train__checkpoint_every=4,
     )
-    config = dataclasses.replace(config, optimizer=optimizer)
-    state = train(config, str(tmp_path / "whole"))
-    two = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
-    train(two, str(tmp_path / "parts"))
-    resumed = train(config, str(tmp_path / "parts"))
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(resumed), strict=True):
+    optimizer = OptimizerConfig(1e-2, 1, "adafactor", "rsqrt", constant_steps=2)
+    run = build_training(dataclasses.replace(config, optimizer=optimizer))
+    step, state, loader = run.make_step(run.loss_fn), run.fresh_state(), run.loader(0)
+    batches = [to_global(next(loader), run.mesh, 16) for _ in range(3)]
+    loader.close()
+    for batch in batches[:2]:
+        state, _ = step(state, batch)
+    with Checkpoints(tmp_path / "mean") as checkpoints:
+        checkpoints.save(state, run.meta(2))
+    mean, params = (jax.device_get(flatten(state[key])) for key in ("ema", "params"))
+    assert max(np.abs(mean[k] - params[k]).max() for k in mean) > 1e-4
+    whole, _ = step(state, batches[2])
+    with Checkpoints(tmp_path / "mean") as checkpoints:
+        restored = run.restored_state(checkpoints)
+    resumed, _ = step(restored, batches[2])
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    assert {x.dtype.name for x in jax.tree.leaves(state["params"])} == {"bfloat16"}
-    used = flatten(load_policy(tmp_path / "whole", batch_size=1)[0].params)
-    apart = 0.0
-    for name, mean in flatten(state["ema"]).items():
-        np.testing.assert_array_equal(used[name], mean)
-        apart = max(apart, np.abs(mean - flatten(state["params"])[name].astype("f4")).max())
-    assert apart > 1e-4
-    # Another run starts from the mean.
-    changes = {"params_dtype": "bfloat16", "ema_decay": 0.9, "init_from": str(tmp_path / "whole")}
-    other = make_config(data_sets, **{f"train__{k}": v for k, v in changes.items()})
-    began = build_training(other).fresh_state()
-    for name, mean in flatten(state["ema"]).items():
-        np.testing.assert_array_equal(flatten(began["ema"])[name], mean)
-        np.testing.assert_array_equal(flatten(began["params"])[name], mean.astype(jnp.bfloat16))
+    used = flatten(load_policy(tmp_path / "mean", batch_size=1)[0].params)
+    for name, value in mean.items():
+        np.testing.assert_array_equal(used[name], value)
+    # Others start from the mean: one that keeps a mean, one with parameters in bfloat16.
+    start = {"train__init_from": str(tmp_path / "mean")}
+    began = build_training(make_config(data_sets, **start, train__ema_decay=0.9)).fresh_state()
+    for name, value in mean.items():
+        leaves = [flatten(began[key])[name] for key in ("params", "ema")]
+        np.testing.assert_array_equal(leaves[0], value)
+        np.testing.assert_array_equal(leaves[1], value)
+        # Or a step could not take the memory of both.
+        at = {x.addressable_shards[0].data.unsafe_buffer_pointer() for x in leaves}
+        assert len(at) == 2
+    half = build_training(make_config(data_sets, **start, train__params_dtype="bfloat16"))
+    began = half.fresh_state()
+    with Checkpoints(tmp_path / "half") as checkpoints:
+        checkpoints.save(began, half.meta(0))
+    used = flatten(load_policy(tmp_path / "half", batch_size=1)[0].params)
+    for name, value in mean.items():
+        rounded = value.astype(jnp.bfloat16)
+        assert flatten(began["params"])[name].dtype == jnp.bfloat16
+        np.testing.assert_array_equal(flatten(began["params"])[name], rounded)
+        np.testing.assert_array_equal(used[name], rounded.astype(np.float32))
