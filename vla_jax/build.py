@@ -78,7 +78,10 @@ class TrainingRun(RunData, Update):
         def start(params: Params) -> TrainState:
             return new_state(params, self.optimizer, **options)
 
-        return jax.jit(start, out_shardings=self.shardings, donate_argnums=0)(params)
+        # Their memory is taken over by what the state keeps in float32.
+        kept = options["ema"] or options["params_dtype"] == "float32"
+        donated = (0,) if kept else ()
+        return jax.jit(start, out_shardings=self.shardings, donate_argnums=donated)(params)
 
     def restored_state(self, checkpoints: Checkpoints) -> TrainState:
         """The newest checkpoint's state. Raises ValueError if it is of another config."""

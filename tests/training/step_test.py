@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from numpy.random import default_rng
 
 from tests.training.training_test import make_config
 from vla_jax.build import build_training, load_policy
@@ -39,12 +40,13 @@ ROWS, LENGTH, ANSWER, SOURCES = 32, 12, 5, 3
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(lambda: init_params(MODEL, jax.random.key(0)))()
+    shapes, rng = jax.eval_shape(lambda: init_params(MODEL, jax.random.key(0))), default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
 
 
 def make_batch(rows: int = ROWS, length: int = LENGTH, vocabulary: int = 4096):
     """Rows of 0 to 5 loss tokens, by turns of four: a quarter of the rows has none."""
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     column, number = np.arange(length), np.arange(rows)
     answers = np.where(number % 4 == 3, 0, 1 + number % 5)[:, None]
     in_loss = (column >= length - answers) & (column > 0)
@@ -81,16 +83,22 @@ def make_step(params, optimizer, mesh, loss_fn, **options):
 
 
 @pytest.fixture(scope="module")
-def whole_batch(params):
-    """Gradients and metrics of one step of plain descent by the whole batch, on one device."""
-    mesh = make_mesh(MeshConfig(1), jax.devices()[:1])
-    step, state = make_step(params, optax.sgd(1.0), mesh, loss_of(MODEL))
-    new, metrics = step(state, placed(make_batch(), mesh))
-    grads = jax.tree.map(lambda new, old: np.asarray(old) - np.asarray(new), new["params"], params)
-    return grads, jax.device_get(metrics)
+def parts(params):
+    """Of each source: its tokens' share of the mean loss, and that share's gradient."""
+    batch = make_batch()
+
+    @jax.jit
+    @jax.value_and_grad
+    def part(params, number):
+        logits, _, target, in_loss, _ = answer_logits(Vla(MODEL), params, batch, ANSWER)
+        own = in_loss & (batch["source"] == number)[:, None]
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)
+        return -jnp.sum(chosen[..., 0] * own) / jnp.sum(in_loss)
+
+    return [jax.device_get(part(params, number)) for number in range(SOURCES)]
 
 
-def test_micro_batches_make_one_big_step(params, whole_batch):
+def test_micro_batches_make_one_big_step(params, parts):
     """Also where parts have other numbers of loss tokens, or none, and on eight devices."""
     mesh = make_mesh(MeshConfig(2, 4))
     step, state = make_step(params, optax.sgd(1.0), mesh, loss_of(MODEL), micro_batches=4)
@@ -100,16 +108,22 @@ def test_micro_batches_make_one_big_step(params, whole_batch):
     compiled = step.lower(state, placed(batch, mesh)).compile()
     assert not collectives_of_images(compiled.as_text())
     new, metrics = compiled(state, placed(batch, mesh))
-    grads, whole = whole_batch
+    grads = jax.tree.map(lambda *x: sum(x), *[grads for _, grads in parts])
     for name, grad in flatten(grads).items():
-        found = np.asarray(flatten(params)[name]) - np.asarray(flatten(new["params"])[name])
+        found = flatten(params)[name] - np.asarray(flatten(new["params"])[name])
         scale = np.abs(grad).max()
         np.testing.assert_allclose(found, grad, atol=1e-6 * scale + 1e-7, err_msg=name)
     assert max(np.abs(g).max() for g in jax.tree.leaves(grads)) > 0.05
-    np.testing.assert_allclose(metrics["loss"], whole["loss"], rtol=1e-6)
-    np.testing.assert_allclose(metrics["grad_norm"], whole["grad_norm"], rtol=1e-5)
-    for key, sums in whole["by_source"].items():
-        np.testing.assert_allclose(metrics["by_source"][key], sums, rtol=1e-5, err_msg=key)
+    norm = np.sqrt(sum((g.astype("f8") ** 2).sum() for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    losses, total = np.asarray([loss for loss, _ in parts]), batch["in_loss"].sum()
+    np.testing.assert_allclose(metrics["loss"], losses.sum(), rtol=1e-6)
+    sums = metrics["by_source"]
+    np.testing.assert_allclose(sums["loss"], losses * total, rtol=1e-5)
+    counts = np.bincount(batch["source"], batch["in_loss"].sum(1))
+    np.testing.assert_array_equal(sums["tokens"], counts)
+    np.testing.assert_array_equal(sums["samples"], np.bincount(batch["source"]))
+    np.testing.assert_allclose(sums["used"], np.bincount(batch["source"]) / ROWS, rtol=1e-6)
 
 
 def collectives_of_images(text: str) -> list[str]:
@@ -281,34 +295,17 @@ def test_bfloat16_parameters_take_steps_smaller_than_their_spacing():
     assert abs(np.asarray(state["ema"]["img"]["head"]["bias"]).mean() - mean) < spacing / 8
 
 
-def test_norms_of_the_gradient_s_parts(params, whole_batch):
-    """Each equals that of the source's own tokens by hand, and the parts make the whole."""
-    batch, model = make_batch(), Vla(MODEL)
-    parts = []
-
-    @jax.jit
-    def part(params, number):
-        def nats(params):
-            logits, _, target, in_loss, _ = answer_logits(model, params, batch, ANSWER)
-            own = in_loss & (batch["source"] == number)[:, None]
-            log_p = jax.nn.log_softmax(logits)
-            chosen = jnp.take_along_axis(log_p, target[..., None], axis=-1)[..., 0]
-            return -jnp.sum(chosen * own) / jnp.sum(in_loss)
-
-        return jax.grad(nats)(params)
-
-    parts = [part(params, number) for number in range(SOURCES)]
-    want = [float(optax.tree.norm(p)) for p in parts]
-    assert len({round(w, 3) for w in want}) == SOURCES
-    total = jax.tree.map(lambda *x: sum(x), *parts)
-    np.testing.assert_allclose(optax.tree.norm(total), whole_batch[1]["grad_norm"], rtol=1e-5)
-    mesh = make_mesh(MeshConfig(2, 2, 2))
+def test_norms_of_the_gradient_s_parts(params, parts):
+    """Each is that of the source's own tokens; a source without any has 0."""
+    mesh = make_mesh(MeshConfig(1), jax.devices()[:1])
     optimizer = optax.sgd(1.0)
     shardings = state_shardings(jax.eval_shape(lambda: new_state(params, optimizer)), mesh)
     norms = make_source_gradient_norms(
         shardings, mesh, loss_of(MODEL), SOURCES + 1, micro_batches=2
     )
-    found = norms(jax.device_put(params, shardings["params"]), placed(batch, mesh))
+    found = norms(jax.device_put(params, shardings["params"]), placed(make_batch(), mesh))
+    want = [float(optax.tree.norm(grads)) for _, grads in parts]
+    assert len({round(w, 3) for w in want}) == SOURCES
     np.testing.assert_allclose(found, [*want, 0.0], rtol=1e-4)
 
 
