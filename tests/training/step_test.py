@@ -23,7 +23,7 @@ from vla_jax.models.vla import Vla, init_params, run_model
 from vla_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh, to_global
 from vla_jax.training.loop import TrainConfig
 from vla_jax.training.losses import answer_logits, answer_loss, source_of_tokens
-from vla_jax.training.optimizer import OptimizerConfig, make_optimizer
+from vla_jax.training.optimizer import OptimizerConfig
 from vla_jax.training.step import (
     _split,
     make_source_gradient_norms,
@@ -185,7 +185,7 @@ def test_no_array_has_logits_of_every_position(monkeypatch):
     model = dataclasses.replace(MODEL, preset="odd")
     batch = make_batch(rows, length, vocabulary)
     mesh = make_mesh(MeshConfig(1), jax.devices()[:1])
-    optimizer = make_optimizer(OptimizerConfig(1e-3, 1), 9)
+    optimizer = optax.sgd(1.0)
 
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     state = jax.eval_shape(lambda p: new_state(p, optimizer), params)
@@ -205,37 +205,41 @@ def test_no_array_has_logits_of_every_position(monkeypatch):
     assert largest_array(texts[1]) == rows * length * vocabulary
 
 
-@pytest.mark.parametrize("integers", [0.0, 2.0])
-def test_label_smoothing_and_z_loss_equal_numpy(params, integers):
+def test_label_smoothing_and_z_loss_equal_numpy(params):
+    """With one-hot targets, and with those that are soft over integers."""
     smoothing, z = 0.1, 1e-2
     batch = {**make_batch(8), "tokens": np.arange(96).reshape(8, 12).astype(np.int32) * 5 % 400}
-    common = {"integer_smoothing": integers}
+    first, last = MODEL.decoder.integer_rows
 
     @jax.jit
-    def both(params):
-        found = answer_logits(Vla(MODEL), params, batch, ANSWER)
-        plain, sums = loss_of(MODEL, **common)(params, batch)
-        loss, same = loss_of(MODEL, **common, label_smoothing=smoothing, z_loss=z)(params, batch)
-        return found, plain, sums, loss, same
+    def losses(params):
+        added = {"label_smoothing": smoothing, "z_loss": z}
+        return answer_logits(Vla(MODEL), params, batch, ANSWER), [
+            (
+                loss_of(MODEL, integer_smoothing=integers)(params, batch),
+                loss_of(MODEL, integer_smoothing=integers, **added)(params, batch),
+            )
+            for integers in (0.0, 2.0)
+        ]
 
-    found, plain, sums, loss, same = jax.device_get(both(params))
+    found, both = jax.device_get(losses(params))
     logits = found.logits.astype(np.float64)
     log_z = np.log(np.exp(logits).sum(-1))
-    first, last = MODEL.decoder.integer_rows
-    want = []
-    for b, k in np.argwhere(found.in_loss):
-        token, target = found.target[b, k], np.zeros(4096)
-        if integers and first <= token < last:
-            near = np.exp(-0.5 * ((np.arange(first, last) - token) / integers) ** 2)
-            target[first:last] = near / near.sum()
-        else:
-            target[token] = 1
-        target = (1 - smoothing) * target + smoothing / 4096
-        want.append(log_z[b, k] - target @ logits[b, k] + z * log_z[b, k] ** 2)
-    np.testing.assert_allclose(loss, np.mean(want), rtol=1e-5)
-    assert abs(loss - plain) > 0.1
-    for key in sums:
-        np.testing.assert_array_equal(same[key], sums[key])
+    for integers, ((plain, sums), (loss, same)) in zip((0.0, 2.0), both, strict=True):
+        want = []
+        for b, k in np.argwhere(found.in_loss):
+            token, target = found.target[b, k], np.zeros(4096)
+            if integers and first <= token < last:
+                near = np.exp(-0.5 * ((np.arange(first, last) - token) / integers) ** 2)
+                target[first:last] = near / near.sum()
+            else:
+                target[token] = 1
+            target = (1 - smoothing) * target + smoothing / 4096
+            want.append(log_z[b, k] - target @ logits[b, k] + z * log_z[b, k] ** 2)
+        np.testing.assert_allclose(loss, np.mean(want), rtol=1e-5)
+        assert abs(loss - plain) > 0.1
+        for key in sums:
+            np.testing.assert_array_equal(same[key], sums[key])
 
 
 TOY = {"img": {"head": {"bias": np.arange(8, dtype=np.float32) / 8 + 1}}}
@@ -295,18 +299,24 @@ def test_bfloat16_parameters_take_steps_smaller_than_their_spacing():
     assert abs(np.asarray(state["ema"]["img"]["head"]["bias"]).mean() - mean) < spacing / 8
 
 
-def test_norms_of_the_gradient_s_parts(params, parts):
+def test_norms_of_the_gradient_s_parts():
     """Each is that of the source's own tokens; a source without any has 0."""
-    mesh = make_mesh(MeshConfig(1), jax.devices()[:1])
+    mesh, batch = make_mesh(MeshConfig(2, 4)), make_batch()
+
+    def loss_fn(params, batch):
+        """A token's loss is its number times the bias: its gradient is that number."""
+        sums = jnp.zeros(SOURCES + 1).at[batch["source"]].add(jnp.sum(batch["in_loss"], axis=1))
+        size = jnp.sum(batch["tokens"] * batch["in_loss"]) / jnp.maximum(jnp.sum(sums), 1)
+        return size * jnp.sum(params["img"]["head"]["bias"]), {"tokens": sums, "used": sums}
+
     optimizer = optax.sgd(1.0)
-    shardings = state_shardings(jax.eval_shape(lambda: new_state(params, optimizer)), mesh)
-    norms = make_source_gradient_norms(
-        shardings, mesh, loss_of(MODEL), SOURCES + 1, micro_batches=2
-    )
-    found = norms(jax.device_put(params, shardings["params"]), placed(make_batch(), mesh))
-    want = [float(optax.tree.norm(grads)) for _, grads in parts]
-    assert len({round(w, 3) for w in want}) == SOURCES
-    np.testing.assert_allclose(found, [*want, 0.0], rtol=1e-4)
+    shardings = state_shardings(jax.eval_shape(lambda: new_state(TOY, optimizer)), mesh)
+    norms = make_source_gradient_norms(shardings, mesh, loss_fn, SOURCES + 1, micro_batches=4)
+    found = norms(jax.device_put(TOY, shardings["params"]), placed(batch, mesh))
+    of_rows = (batch["tokens"] * batch["in_loss"]).sum(1) / batch["in_loss"].sum()
+    want = np.bincount(batch["source"], of_rows, minlength=SOURCES + 1) * 8**0.5
+    assert len(set(want.tolist())) == SOURCES + 1 and want[-1] == 0
+    np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
 def test_tokens_of_packed_rows_have_their_example_s_source():
