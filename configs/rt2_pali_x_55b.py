@@ -38,9 +38,11 @@ def get_config() -> ConfigDict:
                 "max_bad_records": 100,
             },
             "optimizer": {
+                "kind": "adafactor",
                 "learning_rate": 1e-3,
                 "warmup_steps": 1000,
                 "decay": "rsqrt",
+                "b1": 0.0,
             },
             "train": {
                 "steps": 40_000,

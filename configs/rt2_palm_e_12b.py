@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     # PaLM's has no integers: actions take the place of the tokens that the mixture uses least.
     config.data.actions = {"token_ids": f"{DATA}/palm/least_used.json"}
     config.optimizer.learning_rate = 4e-4
+    config.optimizer.update(warmup_steps=1, constant_steps=10_000)  # PaLM's schedule
     config.train.update(steps=250_000, batch_size=2048, init_from=f"{DATA}/palm_e_12b.npz")
     config.mesh = {"data": 1, "fsdp": 256}
     return config

@@ -23,7 +23,7 @@ from vla_jax.training.goodput import START_UP, TimeBook, process_start
 from vla_jax.training.loop import fit
 from vla_jax.training.monitor import Monitor
 from vla_jax.training.optimizer import make_schedule
-from vla_jax.training.step import TrainState, make_train_step
+from vla_jax.training.step import TrainState
 
 
 def train(config: Config, workdir: str, book: TimeBook | None = None) -> TrainState:
@@ -62,7 +62,7 @@ def train(config: Config, workdir: str, book: TimeBook | None = None) -> TrainSt
         start = int(state["step"])
         if jax.process_index() == 0:
             (directory / "config.json").write_text(config_lib.to_json(config))
-        step = make_train_step(run.optimizer, run.shardings, run.mesh, run.loss_fn)
+        step = run.make_step(run.loss_fn)
         loader = run.loader(start)
         book.lap(START_UP + "first batch")
         with Monitor(

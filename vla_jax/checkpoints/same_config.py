@@ -16,6 +16,8 @@ _MAY_CHANGE = (
     "train.keep_checkpoints",
     "train.init_from",
     "train.watch",
+    "train.micro_batches",
+    "train.source_gradient_norms",
     "model.remat",
     "model.unroll_layers",
     "mesh",

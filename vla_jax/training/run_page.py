@@ -194,6 +194,7 @@ class RunPage:
             "Optimizer",
             self._plot("learning rate", [("", "learning_rate")], from_zero=True),
             self._plot("gradient norm", [("", "grad_norm")], from_zero=True),
+            self._plot("gradient norm by source", self._by_source("grad_norm"), from_zero=True),
         )
 
     def _speed(self) -> Markup:
