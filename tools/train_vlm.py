@@ -229,6 +229,7 @@ def main() -> None:
     from vla_jax.models.presets import ModelConfig
     from vla_jax.models.vla import Vla
     from vla_jax.sharding.mesh import MeshConfig, make_mesh
+    from vla_jax.training.bad_batches import BadBatches
     from vla_jax.training.loop import TrainConfig, fit
     from vla_jax.training.losses import answer_loss, patch_label_loss
     from vla_jax.training.metrics import MetricWriter
@@ -291,7 +292,7 @@ def main() -> None:
             state["params"] = jax.device_put(params, shardings["params"])
     start = int(state["step"])
 
-    def save(step: int, state) -> None:
+    def save(step: int, state, _scalars) -> None:
         partial = saved.with_suffix(".partial")
         partial.write_bytes(pickle.dumps(jax.device_get(state)))
         partial.replace(saved)
@@ -320,6 +321,7 @@ def main() -> None:
         Vocabulary(), None, max_tokens=MAX_TOKENS, max_answer_tokens=MAX_ANSWER_TOKENS
     )
     batches = PaintedBatches(args, start)
+    mixture = Mixture({"web": 1}, {"web": args.steps * args.batch_size}, seed=0)
     try:
         with MetricWriter(args.out, start) as writer:
             fit(
@@ -329,9 +331,10 @@ def main() -> None:
                 train_config,
                 mesh=mesh,
                 writer=writer,
-                mixture=Mixture({"web": 1}, {"web": args.steps * args.batch_size}, seed=0),
+                mixture=mixture,
                 samples_per_step=args.batch_size,
                 save=save,
+                bad_batches=BadBatches(args.out, mixture, args.batch_size),
                 print_line=lambda line: print(line, flush=True),
             )
     except _TimeUp:

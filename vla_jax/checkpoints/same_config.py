@@ -7,8 +7,9 @@ from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.checkpoints.manager import CheckpointMeta
 
 # Keys that may differ between a checkpoint and the run that resumes it: they change neither the
-# samples nor the update (`train.on_nan` what becomes of a bad one). `train.steps` may grow, to train on (a schedule that decays to the last
-# step then decays to the new one).
+# samples nor the update, or, as `train.on_nan`, only what becomes of one that cannot be applied.
+# `train.steps` may grow, to train on (a schedule that decays to the last step then decays to the
+# new one).
 _MAY_CHANGE = (
     "train.steps",
     "train.log_every",

@@ -7,6 +7,28 @@ from collections.abc import Mapping
 
 import jax
 
+HEARTBEAT_S = 60
+"""A process not heard of for so long is gone, and the others end. JAX's own is 100."""
+_SHUTDOWN_S = 60
+# What XLA's collectives and JAX's coordination service say when a process has gone.
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Socket closed",
+    "coordination service",
+    "heartbeat",
+)
+
+
+class LostProcessError(ConnectionError):
+    """Another process of the job is gone, so this one cannot go on."""
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether an error inside a step or a save is that another process is gone."""
+    return jax.process_count() > 1 and any(text in str(error) for text in _LOST)
+
 
 def join_processes(environment: Mapping[str, str] = os.environ) -> None:
     """Makes `jax.devices()` the devices of the whole job, if this process is part of one.
@@ -15,6 +37,9 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
     `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (what `launch/local_processes.py` sets), a TPU slice of
     several hosts, or a Slurm step of several tasks, which JAX reads for itself. Call it before
     anything else touches a device; without such an environment it does nothing.
+
+    A process that dies ends the others: at once where its connections break, else after
+    `HEARTBEAT_S`, or the seconds in `VLA_JAX_HEARTBEAT_S`.
 
     Raises:
       ValueError: only some of the three variables are set, or they are not numbers.
@@ -26,12 +51,29 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
             count, index = (int(environment[name]) for name in names[1:])
         except ValueError as e:
             raise ValueError(f"{names[1]} and {names[2]} must be whole numbers: {e}") from None
-        jax.distributed.initialize(environment[names[0]], count, index)
+        jax.distributed.initialize(
+            environment[names[0]],
+            count,
+            index,
+            heartbeat_timeout_seconds=heartbeat_s(environment),
+            shutdown_timeout_seconds=_SHUTDOWN_S,
+        )
     elif given:
         missing = [name for name in names if name not in given]
         raise ValueError(f"{', '.join(given)} set, but not {', '.join(missing)}: set all or none")
     elif _cluster_of_several(environment):
-        jax.distributed.initialize()
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=heartbeat_s(environment),
+            shutdown_timeout_seconds=_SHUTDOWN_S,
+        )
+
+
+def heartbeat_s(environment: Mapping[str, str]) -> int:
+    """What the environment asks for. Raises ValueError if it is no number of seconds."""
+    text = environment.get("VLA_JAX_HEARTBEAT_S", str(HEARTBEAT_S))
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"VLA_JAX_HEARTBEAT_S must be a whole number of seconds, not {text!r}")
+    return int(text)
 
 
 def _cluster_of_several(environment: Mapping[str, str]) -> bool:

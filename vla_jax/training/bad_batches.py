@@ -99,10 +99,11 @@ class BadBatches:
             "records": {name: record[source == s].tolist() for s, name in names},
         }
         # Once each: a run that was killed may come to the same batch again.
-        before = self._path.read_text().splitlines() if self._path.exists() else []
-        if not any(_step_of(text) == step for text in before):
+        before = self._path.read_text() if self._path.exists() else ""
+        if not any(_step_of(text) == step for text in before.splitlines()):
             with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                cut_off = before and not before.endswith("\n")
+                file.write("\n" * bool(cut_off) + json.dumps(line) + "\n")
 
 
 def _step_of(line: str) -> int | None:

@@ -13,7 +13,7 @@ Step = Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, Any]]]
 
 
 def guarded(step: Step) -> Step:
-    """A step that counts on, but leaves the rest of the state bit for bit if something is not finite.
+    """A step that counts on, but leaves the rest of the state as it is if anything is not finite.
 
     Its metrics have "finite", bool []: whether "loss" and "grad_norm" are, and the update was
     applied. A batch may have "stop", bool [B]: rows of processes that were told to stop. The

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, which is how a TPU pod, Kubernetes or Slurm gives notice, and Ctrl-C."""
+"""Being told to stop: by SIGTERM, the notice of TPU pods, Kubernetes and Slurm, or by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SAME_NOTICE_S = 1.0
 
 
-class Preempted(Exception):  # noqa: N818: it is no error
+class Preempted(Exception):
     """Training has stopped where it was told to, and has saved.
 
     Attributes:

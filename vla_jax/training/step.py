@@ -14,6 +14,7 @@ from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import init_params
 from vla_jax.sharding.mesh import batch_sharding, replicated
 from vla_jax.sharding.rules import param_shardings
+from vla_jax.training.guard import guarded
 from vla_jax.tree import flatten
 from vla_jax.types import Params
 
@@ -61,8 +62,8 @@ def make_train_step(
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """The jitted update: (state, batch) -> (state, metrics). The old state is donated.
 
-    Metrics: "loss" (what is minimised), "grad_norm" before clipping, and "by_source", the sums that
-    `loss_fn` returns.
+    Metrics: "loss" (what is minimised), "grad_norm" before clipping, "by_source", the sums that
+    `loss_fn` returns, and those of `guard.guarded`, which leaves out an update that is not finite.
     """
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
@@ -80,7 +81,7 @@ def make_train_step(
         return new, metrics
 
     return jax.jit(
-        step,
+        guarded(step),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
