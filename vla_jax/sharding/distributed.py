@@ -27,7 +27,10 @@ class LostProcessError(ConnectionError):
 
 def lost_process(error: BaseException) -> bool:
     """Whether an error inside a step or a save is that another process is gone."""
-    return jax.process_count() > 1 and any(text in str(error) for text in _LOST)
+    cause = error.__cause__ or error
+    # Of XLA; a data set's storage that has closed a connection raises an OSError.
+    of_xla = isinstance(cause, ValueError | RuntimeError)
+    return jax.process_count() > 1 and of_xla and any(text in str(cause) for text in _LOST)
 
 
 def join_processes(environment: Mapping[str, str] = os.environ) -> None:
@@ -55,7 +58,7 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
             environment[names[0]],
             count,
             index,
-            heartbeat_timeout_seconds=heartbeat_s(environment),
+            heartbeat_timeout_seconds=_heartbeat_s(environment),
             shutdown_timeout_seconds=_SHUTDOWN_S,
         )
     elif given:
@@ -63,12 +66,12 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
         raise ValueError(f"{', '.join(given)} set, but not {', '.join(missing)}: set all or none")
     elif _cluster_of_several(environment):
         jax.distributed.initialize(
-            heartbeat_timeout_seconds=heartbeat_s(environment),
+            heartbeat_timeout_seconds=_heartbeat_s(environment),
             shutdown_timeout_seconds=_SHUTDOWN_S,
         )
 
 
-def heartbeat_s(environment: Mapping[str, str]) -> int:
+def _heartbeat_s(environment: Mapping[str, str]) -> int:
     """What the environment asks for. Raises ValueError if it is no number of seconds."""
     text = environment.get("VLA_JAX_HEARTBEAT_S", str(HEARTBEAT_S))
     if not text.isdigit() or int(text) < 1:
