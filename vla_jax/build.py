@@ -23,6 +23,7 @@ from vla_jax.checkpoints.pretrained import (
     is_pretrained,
     load_pretrained,
 )
+from vla_jax.checkpoints.run_params import load_run_params
 from vla_jax.checkpoints.same_config import require_same_config
 from vla_jax.config import Config
 from vla_jax.data.mixture import Mixture
@@ -164,7 +165,7 @@ def load_initial_params(
 ) -> Params:
     """Parameters from published weights, or from the newest checkpoint of a run directory.
 
-    Prints what became of published ones.
+    Prints what became of those that are not simply loaded.
 
     Args:
       seed: for what published weights lack.
@@ -183,7 +184,10 @@ def load_initial_params(
         raise FileNotFoundError(
             f"train.init_from {path!r} is neither {FORMATS}, nor a run directory with checkpoints/"
         )
-    return _restore_params(path, jax.eval_shape(init), shardings)
+    params, changes = load_run_params(path, init, shardings)
+    if any(change.status != "loaded" for change in changes):
+        print(f"{path}: {change_table(changes)}", flush=True)
+    return params
 
 
 def _restore_params(workdir: str, like: Params, shardings: Params) -> Params:

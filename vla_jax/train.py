@@ -185,11 +185,10 @@ def _with_exit_code(train: Callable[..., object], **arguments) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    """Ends the process; one of several at once, without waiting for the others to end with it."""
+    """Ends the process at once, without waiting for other processes or for a failed save."""
     print(message, file=sys.stderr, flush=True)
-    if jax.process_count() > 1:
-        os._exit(code)
-    sys.exit(code)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def main() -> None:

@@ -137,7 +137,11 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             create=retention is not None,
             cleanup_tmp_directories=retention is not None,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._before_commit),
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._before_commit,
+                # Else, where that fails, threads that wait for it keep the process for minutes.
+                create_directories_asynchronously=False,
+            ),
             **({} if retention is None else retention.options()),
         )
         # Named here, so that a process that only reads knows how to.
@@ -148,6 +152,8 @@ class Checkpoints:
             )
         except OSError as e:
             raise CheckpointWriteError(f"cannot use {self.directory} for checkpoints: {e}") from e
+        if retention is not None and not self.directory.is_dir():
+            raise CheckpointWriteError(f"cannot make {self.directory} for checkpoints")
 
     def __enter__(self) -> Self:
         return self
