@@ -71,6 +71,9 @@ def _run_once(command: Sequence[str], count: int, devices: int, told: _Told) -> 
             "JAX_PROCESS_ID": str(index),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "PYTHONUNBUFFERED": "1",
+            # Only process 0 writes to it: it would find its program there and wait in the first
+            # collective, which gives up after 30 s, for others that compile theirs again.
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
         }
         process = subprocess.Popen(
             command,

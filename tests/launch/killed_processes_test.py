@@ -1,4 +1,4 @@
-"""Real processes: one is killed, one is told to stop, and the job goes on; signals are handed on."""
+"""Real processes: one is killed, one is told to stop, the job goes on; signals are handed on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict({config!r})
 """
-# Training, in which process 1 reads slowly; the first time it kills itself after step 4, the second
+# Training, in which process 1 reads slowly; the first time it kills itself after step 3, the second
 # time it gets SIGTERM after step 6.
 PROGRAM = """
 import os, pathlib, signal, sys, time
@@ -38,7 +38,7 @@ read = Loader.__next__
 def slowly(loader):
     if jax.process_index() == 1:
         time.sleep(0.2)
-        for step, mark, number in ((4, "killed", signal.SIGKILL), (6, "told", signal.SIGTERM)):
+        for step, mark, number in ((3, "killed", signal.SIGKILL), (6, "told", signal.SIGTERM)):
             if loader.step == step and not (FOLDER / mark).exists():
                 (FOLDER / mark).touch()
                 os.kill(os.getpid(), number)

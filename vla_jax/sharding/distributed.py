@@ -12,12 +12,13 @@ HEARTBEAT_S = 60
 _SHUTDOWN_S = 60
 # What XLA's collectives and JAX's coordination service say when a process has gone.
 _LOST = (
+    "Gloo",
+    "NCCL",
     "Connection closed by peer",
     "Connection reset by peer",
-    "Connection refused",
     "Socket closed",
-    "coordination service",
-    "heartbeat",
+    "oordination service",
+    "eartbeat",
 )
 
 
