@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -11,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from tests.training.conftest import data_sets  # noqa: F401
-from vla_jax.build import load_policy
 from vla_jax.config import load_config, parse
 from vla_jax.train import train
-from vla_jax.tree import flatten
+from vla_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-LAUNCHER = (sys.executable, "launch/local_processes.py", "-n", "2", "--devices", "2")
+LAUNCHER = (sys.executable, "launch/local_processes.py", "-n", "2")
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -28,6 +26,7 @@ def get_config():
 # time it gets SIGTERM after step 6.
 PROGRAM = """
 import os, pathlib, signal, sys, time
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # compiles in half the time
 import jax
 from vla_jax.data.loader import Loader
 from vla_jax.train import main
@@ -49,7 +48,7 @@ main()
 """
 
 
-def test_subprocess_job_goes_on_after_a_kill_and_a_notice(data_sets, tmp_path):  # noqa: F811
+def test_subprocess_job_goes_on_after_a_kill_and_a_notice(data_sets, tmp_path, capsys):  # noqa: F811
     robot, web = map(str, data_sets)
     config = {
         "model": {"preset": "tiny", "image_size": 28, "compute_dtype": "float32"},
@@ -68,33 +67,34 @@ def test_subprocess_job_goes_on_after_a_kill_and_a_notice(data_sets, tmp_path): 
     (tmp_path / "program.py").write_text(PROGRAM.format(folder=str(tmp_path)))
     flags = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'job'}"]
     done = subprocess.run(
-        [*LAUNCHER, "--restarts", "3", "--", sys.executable, str(tmp_path / "program.py"), *flags],
+        [*LAUNCHER, "--restarts", "1", "--", sys.executable, str(tmp_path / "program.py"), *flags],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=400,
     )
     out = done.stdout
-    assert done.returncode == 0, out + done.stderr
+    assert done.returncode == 75, out + done.stderr
     assert "process 1 was killed by SIGKILL: ending the others" in out
     assert "[0] process 0: another process of the job is gone" in out
-    assert "exit code 137: restart 1 of 3" in out
+    assert "exit code 137: restart 1 of 1" in out
+    assert f"[0] resumed {tmp_path}/job at step 2" in out
     # Process 1 alone is told; both stop after the same step, with all saved.
     assert "[1] SIGTERM: stopping after the step in flight" in out
-    assert "exit code 75: restart 2 of 3" in out and "restart 3" not in out
     (stopped,) = (line for line in out.splitlines() if "told to stop: saved at step" in line)
     step = int(stopped.split("step ")[1].split(",")[0])
-    assert 6 < step < 12 and f"[0] resumed {tmp_path}/job at step {step}" in out
+    assert 6 < step < 12 and out.count("told to stop") == 1
     assert "[0] WARNING: process 1 waits" in out
-    records = map(json.loads, (tmp_path / "job/metrics.jsonl").read_text().splitlines())
-    assert {r.get("hosts/slowest") for r in records if r["step"] > step + 1} == {1}
+    records = read_metrics(tmp_path / "job")
+    assert {r["hosts/slowest"] for r in records if r["step"] not in (1, 3)} == {1}
 
-    train(parse(load_config(tmp_path / "config.py")), str(tmp_path / "alone"))
-    job, alone = (
-        flatten(load_policy(tmp_path / name, batch_size=1)[0].params) for name in ("job", "alone")
-    )
-    for name, x in alone.items():
-        np.testing.assert_allclose(job[name], x, atol=2e-4, err_msg=name)
+    # What two processes began, one on eight devices ends.
+    for name in ("job", "alone"):
+        train(parse(load_config(tmp_path / "config.py")), str(tmp_path / name))
+    assert f"resumed {tmp_path}/job at step {step}" in capsys.readouterr().out
+    job, alone = (read_metrics(tmp_path / name) for name in ("job", "alone"))
+    assert [r["step"] for r in job] == [r["step"] for r in alone] == list(range(1, 13))
+    np.testing.assert_allclose([r["loss"] for r in job], [r["loss"] for r in alone], rtol=1e-4)
 
 
 def _launch(program: str, *flags: str) -> subprocess.Popen:
