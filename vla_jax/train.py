@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -167,10 +167,10 @@ def _require_writable(directory: Path) -> None:
         raise PermissionError(f"cannot write to --workdir {directory}: {e}") from e
 
 
-def _with_exit_code(train: Callable[..., object], **arguments) -> None:
+def _train_with_exit_code(config: Config, workdir: str) -> None:
     """Runs `train`; ends the process with a code and a line that say what to do next."""
     try:
-        train(**arguments)
+        train(config, workdir)
     except Preempted as e:
         _print_line(str(e))
         sys.exit(EXIT_CODE)
@@ -195,7 +195,7 @@ def main() -> None:
     """Parses the command line and trains."""
     join_processes()
     config_lib.run_main(
-        lambda config, workdir: _with_exit_code(train, config=config, workdir=workdir),
+        _train_with_exit_code,
         workdir="directory for checkpoints, metrics and config; made if missing",
     )
 

@@ -87,6 +87,11 @@ def test_what_a_save_costs_is_told_once(tmp_path):
         assert costs["checkpoint/blocking_s"] > 0 and costs["checkpoint/background_s"] > 0
         assert checkpoints.check() == checkpoints.wait() == {}
         assert checkpoints.meta() == _meta(1, bad_steps=(3, 5))
+        checkpoints.save(_state(2), _meta(2))
+        checkpoints.save(_state(3), _meta(3))  # waits for the one before, and keeps what it cost
+        assert checkpoints.check().keys() == costs.keys()
+        checkpoints.wait()
+        assert checkpoints.meta(2) == _meta(2)
 
 
 def test_a_half_deleted_checkpoint_is_set_aside(tmp_path):

@@ -132,6 +132,7 @@ class Checkpoints:
         self._retention = retention
         self._started: tuple[int, float] | None = None
         self._written_at: float | None = None
+        self._blocking_s = 0.0
         self._costs: dict[str, float] = {}
         self._abandoned = False
         options = ocp.CheckpointManagerOptions(
@@ -203,10 +204,10 @@ class Checkpoints:
         if best and best not in (metrics or {}):
             names = ", ".join(sorted(metrics or {}))
             raise ValueError(f"train.keep_best {best!r} is not among what is logged: {names}")
-        self.wait()
+        begun = time.perf_counter()
+        self._finish()
         if meta.step == self.latest:
             return
-        begun = time.perf_counter()
         self._started = meta.step, begun
         with self._write_errors(meta.step):
             saved = self._manager.save(
@@ -218,7 +219,7 @@ class Checkpoints:
                 force=True,  # when to save is the loop's business
             )
         assert saved
-        self._costs["checkpoint/blocking_s"] = time.perf_counter() - begun
+        self._blocking_s = time.perf_counter() - begun
 
     def check(self) -> dict[str, float]:
         """To be called often: it does not wait.
@@ -230,22 +231,26 @@ class Checkpoints:
 
         Raises CheckpointWriteError if it failed.
         """
-        if self._started is None or self._manager.is_saving_in_progress():
-            return {}
-        return self.wait()
+        if self._started is not None and not self._manager.is_saving_in_progress():
+            self._finish()
+        costs, self._costs = self._costs, {}
+        return costs
 
     def wait(self) -> dict[str, float]:
         """`check`, after waiting for the save to end."""
+        self._finish()
+        return self.check()
+
+    def _finish(self) -> None:
         if self._started is None:
-            return {}
+            return
         step, begun = self._started
         with self._write_errors(step):
             self._manager.wait_until_finished()
         self._started = None
-        if self._written_at is not None:
+        self._costs["checkpoint/blocking_s"] = self._blocking_s
+        if self._written_at is not None:  # of process 0 alone
             self._costs["checkpoint/background_s"] = self._written_at - begun
-        costs, self._costs = self._costs, {}
-        return costs
 
     def abandon(self) -> None:
         """Leaving the context waits for nothing: other processes that a save needs are gone."""
