@@ -229,7 +229,9 @@ def main() -> None:
     from vla_jax.models.presets import ModelConfig
     from vla_jax.models.vla import Vla
     from vla_jax.sharding.mesh import MeshConfig, make_mesh
-    from vla_jax.training.loop import TrainConfig, fit
+    from vla_jax.training.bad_batches import BadBatches
+    from vla_jax.training.config import TrainConfig
+    from vla_jax.training.loop import fit
     from vla_jax.training.losses import answer_loss, patch_label_loss
     from vla_jax.training.monitor import Monitor
     from vla_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -291,7 +293,7 @@ def main() -> None:
             state["params"] = jax.device_put(params, shardings["params"])
     start = int(state["step"])
 
-    def save(step: int, state) -> None:
+    def save(step: int, state, _scalars) -> None:
         partial = saved.with_suffix(".partial")
         partial.write_bytes(pickle.dumps(jax.device_get(state)))
         partial.replace(saved)
@@ -320,11 +322,12 @@ def main() -> None:
         Vocabulary(), None, max_tokens=MAX_TOKENS, max_answer_tokens=MAX_ANSWER_TOKENS
     )
     batches = PaintedBatches(args, start)
+    mixture = Mixture({"web": 1}, {"web": args.steps * args.batch_size}, seed=0)
     try:
         with Monitor(
             args.out,
             train_config.watch,
-            Mixture({"web": 1}, {"web": args.steps * args.batch_size}, seed=0),
+            mixture,
             samples_per_step=args.batch_size,
             start=start,
             steps=stop,
@@ -332,7 +335,16 @@ def main() -> None:
             print_line=lambda line: print(line, flush=True),
         ) as monitor:
             try:
-                fit(state, train_step, batches, train_config, mesh=mesh, monitor=monitor, save=save)
+                fit(
+                    state,
+                    train_step,
+                    batches,
+                    train_config,
+                    mesh=mesh,
+                    monitor=monitor,
+                    save=save,
+                    bad_batches=BadBatches(args.out, mixture, args.batch_size),
+                )
             except _TimeUp:
                 print("time is up; run again to go on", flush=True)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -19,6 +19,7 @@ from vla_jax.checkpoints.pretrained import (
     is_pretrained,
     load_pretrained,
 )
+from vla_jax.checkpoints.run_params import load_run_params
 from vla_jax.checkpoints.same_config import require_same_config
 from vla_jax.config import Config
 from vla_jax.data.mixture import Mixture
@@ -28,7 +29,13 @@ from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import init_params
 from vla_jax.sharding.mesh import MeshConfig, local_rows, make_mesh, replicated
 from vla_jax.text.prompts import PLAN_TEMPLATE
-from vla_jax.training.step import LossFn, TrainState, make_init, new_state
+from vla_jax.training.step import (
+    LossFn,
+    TrainState,
+    make_init,
+    make_source_gradient_norms,
+    new_state,
+)
 from vla_jax.types import Params
 
 
@@ -40,6 +47,22 @@ class TrainingRun(RunData, Update):
     def loss_fn(self) -> LossFn:
         robots = [source.action_spec is not None for source in self.sources.values()]
         return self.make_loss(robots, self._levels)
+
+    def make_measure(self) -> Callable[[TrainState, dict[str, jax.Array]], dict[str, jax.Array]]:
+        """(state, batch) -> the norm of each source's part of the gradient."""
+        norms = make_source_gradient_norms(
+            self.shardings,
+            self.mesh,
+            self.loss_fn,
+            len(self.sources),
+            micro_batches=self.config.train.micro_batches,
+        )
+
+        def measure(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            values = norms(state["params"], batch)
+            return {f"{name}/grad_norm": values[i] for i, name in enumerate(self.sources)}
+
+        return measure
 
     @property
     def _levels(self) -> int:
@@ -115,7 +138,7 @@ def load_initial_params(
 ) -> Params:
     """Parameters from published weights, or from the newest checkpoint of a run directory.
 
-    Prints what became of published ones.
+    Prints what became of those that are not simply loaded.
 
     Args:
       seed: for what published weights lack.
@@ -134,7 +157,10 @@ def load_initial_params(
         raise FileNotFoundError(
             f"train.init_from {path!r} is neither {FORMATS}, nor a run directory with checkpoints/"
         )
-    return _restore_params(path, jax.eval_shape(init), shardings)
+    params, changes = load_run_params(path, init, shardings)
+    if any(change.status != "loaded" for change in changes):
+        print(f"{path}: {change_table(changes)}", flush=True)
+    return params
 
 
 def _restore_params(workdir: str, like: Params, shardings: Params) -> Params:

@@ -82,7 +82,13 @@ class Update:
             micro_batches=train.micro_batches,
             ema_decay=train.ema_decay,
             seed=train.seed,
+            compiler_options=self._compiler_options,
         )
+
+    @property
+    def _compiler_options(self) -> dict[str, str] | None:
+        is_tpu = self.mesh.devices.flat[0].platform == "tpu"
+        return dict(self.config.train.tpu_options) or None if is_tpu else None
 
     def _change_images(self, batch: dict[str, jax.Array], is_robot: Sequence[bool]) -> jax.Array:
         """The batch's images [B, views, h, w, 3], augmented and of the model's size."""

@@ -23,7 +23,7 @@ from vla_jax.data.config import DataConfig
 from vla_jax.evaluation.base import EvaluationConfig
 from vla_jax.models.presets import ModelConfig
 from vla_jax.sharding.mesh import MeshConfig
-from vla_jax.training.loop import TrainConfig
+from vla_jax.training.config import TrainConfig
 from vla_jax.training.optimizer import OptimizerConfig
 
 

@@ -2,28 +2,42 @@
 
 Any config key can be overridden: `--config.train.steps=100`. Run again with the same --workdir to
 resume after an interruption. On several hosts, start it on each: see `sharding.distributed`.
+
+Exit codes: 0 done; 75 told to stop (SIGTERM, Ctrl-C) or left by another process of the job, start
+it again to go on; 1 failed; 2 the command line, the config or the data are wrong.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from vla_jax import config as config_lib
 from vla_jax import schema
 from vla_jax.build import TrainingRun, build_training
-from vla_jax.checkpoints.manager import Checkpoints
+from vla_jax.checkpoints.manager import Checkpoints, CheckpointWriteError, Retention
 from vla_jax.config import Config
-from vla_jax.sharding.distributed import join_processes
+from vla_jax.data.loader import Loader
+from vla_jax.sharding.distributed import LostProcessError, join_processes, lost_process
+from vla_jax.training.bad_batches import BadBatches
+from vla_jax.training.config import TrainConfig
 from vla_jax.training.flops import matmul_flops_per_s, step_work, train_flops_per_sample
 from vla_jax.training.goodput import START_UP, TimeBook, process_start
 from vla_jax.training.loop import fit
 from vla_jax.training.monitor import Monitor
 from vla_jax.training.optimizer import make_schedule
+from vla_jax.training.preemption import EXIT_CODE, Preempted, StopRequest
 from vla_jax.training.step import TrainState
+from vla_jax.types import Batch
 
 
 def train(config: Config, workdir: str, book: TimeBook | None = None) -> TrainState:
@@ -35,70 +49,139 @@ def train(config: Config, workdir: str, book: TimeBook | None = None) -> TrainSt
     Raises:
       ValueError, FileNotFoundError, PermissionError: naming what is wrong with config, data or
         workdir; a checkpoint already there is left as it is.
+      Preempted: SIGTERM or Ctrl-C; all is saved.
+      FloatingPointError: a batch whose loss is not finite, see `train.on_nan`.
+      CheckpointWriteError: no room for checkpoints, or no permission.
+      LostProcessError: another process of the job is gone.
     """
     directory = Path(workdir)
     book = TimeBook() if book is None else book
     _require_writable(directory)
-
-    def print_line(line: str) -> None:
-        if jax.process_index() == 0:
-            print(line, flush=True)
-
-    with Checkpoints(directory, config.train.keep_checkpoints) as checkpoints:
-        stored = None if checkpoints.latest is None else checkpoints.meta()
-        run = build_training(config, stored)
-        book.lap(START_UP + "data")
-        if stored is None:
-            state = run.fresh_state()
-            count = sum(x.size for x in jax.tree.leaves(state["params"]))
-            book.lap(START_UP + "parameters")
-            print_line(
-                f"fresh run: {count / 1e6:.2f} M parameters, init_from={config.train.init_from!r}"
-            )
-        else:
-            state = run.restored_state(checkpoints)
-            book.lap(START_UP + "restore")
-            print_line(f"resumed {directory} at step {int(state['step'])}")
-        start = int(state["step"])
-        if jax.process_index() == 0:
-            (directory / "config.json").write_text(config_lib.to_json(config))
-        step = run.make_step(run.loss_fn)
-        loader = run.loader(start)
-        book.lap(START_UP + "first batch")
-        with Monitor(
-            directory,
-            config.train.watch,
-            run.mixture,
-            samples_per_step=config.samples_per_step,
-            start=start,
-            steps=config.train.steps,
-            train_step=step,
-            book=book,
-            work=step_work(
-                config.model,
-                config.data.row_lengths,
-                config.train.batch_size,
-                config.data.examples_per_row,
-            ),
-            schedule=make_schedule(config.optimizer, config.train.steps),
-            stage_seconds=loader.stage_seconds,
-            facts=_facts(run),
-            run_config=schema.to_plain(config),
-            print_line=print_line,
-            active=jax.process_index() == 0,
-        ) as monitor:
-            state = fit(
-                state,
-                step,
-                loader,
-                config.train,
-                mesh=run.mesh,
-                monitor=monitor,
-                save=lambda step, state: checkpoints.save(state, run.meta(step)),
-            )
+    stop = StopRequest(config.train.stop_within_s)
+    with stop, Checkpoints(directory, _retention(config.train)) as checkpoints:
+        checkpoints.set_damaged_aside(_print_line)
+        try:
+            state = _train(config, directory, checkpoints, stop, book)
+        except Exception as e:
+            if not lost_process(e):
+                raise
+            checkpoints.abandon()
+            raise LostProcessError(
+                f"process {jax.process_index()}: another process of the job is gone, see its "
+                f"output for why; start all again to go on. It was noticed by: {_first_line(e)}"
+            ) from e
     if jax.process_index() == 0:
         _write_speed(config, directory)
     return state
+
+
+def _train(
+    config: Config, directory: Path, checkpoints: Checkpoints, stop: StopRequest, book: TimeBook
+) -> TrainState:
+    first = jax.process_index() == 0
+    stored = None if checkpoints.latest is None else checkpoints.meta()
+    run = build_training(config, stored)
+    book.lap(START_UP + "data")
+    state = _newest_state(run, checkpoints)
+    book.lap(START_UP + ("parameters" if stored is None else "restore"))
+    start = int(state["step"])
+    if stored is None:
+        count = sum(x.size for x in jax.tree.leaves(state["params"]))
+        init_from = config.train.init_from
+        _print_line(f"fresh run: {count / 1e6:.2f} M parameters, init_from={init_from!r}")
+    else:
+        _print_line(f"resumed {directory} at step {start}")
+    if first:
+        (directory / "config.json").write_text(config_lib.to_json(config))
+    bad_batches = BadBatches(
+        directory,
+        run.mixture,
+        config.samples_per_step,
+        config.train.on_nan,
+        config.train.max_bad_batches,
+        () if stored is None else stored.bad_steps,
+        active=first,
+    )
+
+    def save(step: int, state: TrainState, scalars: Mapping[str, float]) -> None:
+        meta = dataclasses.replace(run.meta(step), bad_steps=tuple(bad_batches.steps))
+        checkpoints.save(state, meta, scalars)
+
+    def go_back(step: int) -> tuple[TrainState, Iterator[Batch]]:
+        checkpoints.wait()
+        state = _newest_state(run, checkpoints)
+        found = int(state["step"])
+        monitor.tell(
+            "bad batch",
+            f"loss or gradient of update {step} not finite, on with the state of update {found}",
+        )
+        monitor.went_back(found)
+        state["step"] = jax.device_put(np.int32(step), run.shardings["step"])
+        return state, open_loader(step)
+
+    train_step = run.make_step(run.loss_fn)
+    opened: list[Loader] = []
+
+    def open_loader(step: int) -> Loader:
+        opened[:] = [run.loader(step)]
+        return opened[0]
+
+    loader = open_loader(start)
+    book.lap(START_UP + "first batch")
+    data = config.data
+    with Monitor(
+        directory,
+        config.train.watch,
+        run.mixture,
+        samples_per_step=config.samples_per_step,
+        start=start,
+        steps=config.train.steps,
+        train_step=train_step,
+        book=book,
+        work=step_work(
+            config.model, data.row_lengths, config.train.batch_size, data.examples_per_row
+        ),
+        schedule=make_schedule(config.optimizer, config.train.steps),
+        stage_seconds=lambda: opened[0].stage_seconds(),
+        facts=_facts(run),
+        run_config=schema.to_plain(config),
+        print_line=_print_line,
+        active=first,
+    ) as monitor:
+        return fit(
+            state,
+            train_step,
+            loader,
+            config.train,
+            mesh=run.mesh,
+            monitor=monitor,
+            save=save,
+            bad_batches=bad_batches,
+            check_saves=checkpoints.check,
+            go_back=go_back,
+            told_to_stop=lambda: stop.asked,
+            measure=run.make_measure() if config.train.source_gradient_norms else None,
+        )
+
+
+def _newest_state(run: TrainingRun, checkpoints: Checkpoints) -> TrainState:
+    """That of the newest checkpoint; a fresh one if there is none."""
+    return run.fresh_state() if checkpoints.latest is None else run.restored_state(checkpoints)
+
+
+def _retention(config: TrainConfig) -> Retention:
+    return Retention(
+        config.keep_checkpoints, config.keep_every, config.keep_best, config.keep_best_is
+    )
+
+
+def _print_line(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0]
 
 
 def _facts(run: TrainingRun) -> dict[str, str]:
@@ -141,6 +224,30 @@ def _require_writable(directory: Path) -> None:
         raise PermissionError(f"cannot write to --workdir {directory}: {e}") from e
 
 
+def _train_with_exit_code(config: Config, workdir: str, book: TimeBook) -> None:
+    """Runs `train`; ends the process with a code and a line that say what to do next."""
+    try:
+        train(config, workdir, book)
+    except Preempted as e:
+        _print_line(str(e))
+        sys.exit(EXIT_CODE)
+    except LostProcessError as e:
+        _leave(str(e), EXIT_CODE)
+    except (FloatingPointError, CheckpointWriteError) as e:
+        _leave(f"error: {e}", 1)
+    except Exception as e:
+        if jax.process_count() == 1 or isinstance(e, FileNotFoundError | PermissionError):
+            raise
+        _leave(traceback.format_exc(), 1)
+
+
+def _leave(message: str, code: int) -> None:
+    """Ends the process at once, without waiting for other processes or for a failed save."""
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
+
+
 def main() -> None:
     """Parses the command line and trains."""
     book = TimeBook(process_start())
@@ -148,7 +255,7 @@ def main() -> None:
     join_processes()
     book.lap(START_UP + "join")
     config_lib.run_main(
-        functools.partial(train, book=book),
+        functools.partial(_train_with_exit_code, book=book),
         workdir="directory for checkpoints, metrics and config; made if missing",
     )
 

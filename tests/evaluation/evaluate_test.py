@@ -25,7 +25,7 @@ from vla_jax.evaluate import evaluate, main
 from vla_jax.evaluation.held_out import action_batches, vqa_batches
 from vla_jax.models.presets import ModelConfig
 from vla_jax.text.vocabulary import Vocabulary
-from vla_jax.training.loop import TrainConfig
+from vla_jax.training.config import TrainConfig
 from vla_jax.training.optimizer import OptimizerConfig
 
 

@@ -21,7 +21,7 @@ from vla_jax.checkpoints.manager import Checkpoints
 from vla_jax.models.presets import PRESETS, DecoderConfig, ModelConfig, VitConfig
 from vla_jax.models.vla import Vla, init_params, run_model
 from vla_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh, to_global
-from vla_jax.training.loop import TrainConfig
+from vla_jax.training.config import TrainConfig
 from vla_jax.training.losses import answer_logits, answer_loss, source_of_tokens
 from vla_jax.training.optimizer import OptimizerConfig
 from vla_jax.training.step import (

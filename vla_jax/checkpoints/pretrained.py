@@ -78,7 +78,7 @@ def load_pretrained(
         x = parameter.read()
         if name == TABLE and len(action_rows):
             x = reassign_rows(x, action_rows)
-        params[name] = _place(x, shapes[name].dtype, places[name])
+        params[name] = place(x, shapes[name].dtype, places[name])
     changes = [
         fitted[k][1] if k in fitted else Change(k, "fresh", str(shapes[k].shape)) for k in shapes
     ]
@@ -86,7 +86,8 @@ def load_pretrained(
     return unflatten({k: params[k] for k in shapes}), changes
 
 
-def _place(x: np.ndarray, dtype: np.dtype, sharding: jax.sharding.Sharding) -> jax.Array:
+def place(x: np.ndarray, dtype: np.dtype, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A whole array of a host -> its shards on the devices, in `dtype`."""
     return jax.make_array_from_callback(
         x.shape, sharding, lambda index: np.ascontiguousarray(x[index], dtype)
     )

@@ -7,17 +7,25 @@ from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.checkpoints.manager import CheckpointMeta
 
 # Keys that may differ between a checkpoint and the run that resumes it: they change neither the
-# samples nor the update. `train.steps` may grow, to train on (a schedule that decays to the last
-# step then decays to the new one).
+# samples nor the update, or, as `train.on_nan`, only what becomes of one that cannot be applied.
+# `train.steps` may grow, to train on (a schedule that decays to the last step then decays to the
+# new one).
 _MAY_CHANGE = (
     "train.steps",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_every",
+    "train.keep_best",
+    "train.keep_best_is",
+    "train.on_nan",
+    "train.max_bad_batches",
+    "train.stop_within_s",
     "train.init_from",
     "train.watch",
     "train.micro_batches",
     "train.source_gradient_norms",
+    "train.tpu_options",
     "model.remat",
     "model.unroll_layers",
     "mesh",

@@ -21,7 +21,7 @@ class Change:
     """What became of one parameter, or of one tensor of the file."""
 
     name: str
-    status: Literal["loaded", "resized", "fresh", "left out"]
+    status: Literal["loaded", "cast", "resized", "fresh", "left out"]
     note: str = ""
 
 

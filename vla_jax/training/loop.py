@@ -1,22 +1,25 @@
 """The one training loop, for every stage.
 
-Order within a step, which resume relies on: take the batch of step s, update, log if due, save if
-due. A checkpoint at step s therefore means "samples [0, s * samples_per_step) are used".
+Order within a step, which resume relies on: take the batch of step s, update, look whether the
+updates so far were finite, log if due, save if due. A checkpoint at step s therefore means "samples
+[0, s * samples_per_step) are used", and is never one of a state that is NaN.
 """
 
 from __future__ import annotations
 
 import collections
-import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from vla_jax.sharding.mesh import to_global
-from vla_jax.training.augment import AugmentConfig
-from vla_jax.training.monitor import Monitor, WatchConfig
+from vla_jax.training.bad_batches import BadBatches
+from vla_jax.training.config import TrainConfig
+from vla_jax.training.monitor import Monitor
+from vla_jax.training.preemption import Preempted
 from vla_jax.training.step import Metrics, TrainState
 from vla_jax.types import Batch
 
@@ -24,63 +27,33 @@ from vla_jax.types import Batch
 _IN_FLIGHT = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """One stage of training.
+class _Dispatched(NamedTuple):
+    """A step that was given to the accelerator."""
 
-    Attributes:
-      steps: updates in all.
-      batch_size: rows per update, over all hosts.
-      seed: of the fresh parameters.
-      log_every, checkpoint_every: steps between.
-      keep_checkpoints: newest ones kept.
-      integer_smoothing: see `losses.answer_loss`; in bins, 0 for one-hot targets.
-      label_smoothing, z_loss: see `losses.answer_loss`; 0 for none.
-      micro_batches: parts that a batch is gone through in, one after the other, where it does not
-        fit the memory at once; the update is the same.
-      ema_decay: evaluation and policies use a running mean of the parameters, which keeps so much
-        of itself in an update, e.g. 0.9999; 0: the parameters themselves.
-      params_dtype: what parameters are kept in; see `training.step` for "bfloat16".
-      source_gradient_norms: log the norm of each source's part of the gradient, too; costs a
-        backward pass per source whenever it logs.
-      augment: how images of robot samples are changed.
-      watch: what is seen of the run, see `monitor.WatchConfig`.
-      init_from: parameter file (`.npz`) or run directory to start from; empty for fresh ones.
-    """
+    step: int
+    metrics: Metrics
 
-    steps: int
-    batch_size: int
-    seed: int = 0
-    log_every: int = 20
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    integer_smoothing: float = 0.0
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    micro_batches: int = 1
-    ema_decay: float = 0.0
-    params_dtype: Literal["float32", "bfloat16"] = "float32"
-    source_gradient_norms: bool = False
-    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
-    init_from: str = ""
 
-    def __post_init__(self):
-        counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
-        for name in (*counts, "micro_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("integer_smoothing", "z_loss"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"train.{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("label_smoothing", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.batch_size % self.micro_batches:
-            raise ValueError(
-                f"train.batch_size {self.batch_size} does not divide into train.micro_batches "
-                f"{self.micro_batches}"
-            )
+class _InFlight:
+    """Steps given to the accelerator whose results nobody has looked at yet."""
+
+    def __init__(self) -> None:
+        self._steps: collections.deque[_Dispatched] = collections.deque()
+
+    def add(self, dispatched: _Dispatched) -> None:
+        for name in ("finite", "stop"):
+            dispatched.metrics[name].copy_to_host_async()
+        self._steps.append(dispatched)
+
+    def results(self, leave: int = 0) -> list[_Dispatched]:
+        """The oldest ones, in order, after waiting for them; all but `leave`."""
+        done = [self._steps.popleft() for _ in range(len(self._steps) - leave)]
+        if done:
+            done[-1].metrics["loss"].block_until_ready()
+        return done
+
+    def clear(self) -> None:
+        self._steps.clear()
 
 
 def fit(
@@ -91,32 +64,87 @@ def fit(
     *,
     mesh: Mesh,
     monitor: Monitor,
-    save: Callable[[int, TrainState], None],
+    save: Callable[[int, TrainState, Mapping[str, float]], None],
+    bad_batches: BadBatches,
+    check_saves: Callable[[], dict[str, float]] = dict,
+    go_back: Callable[[int], tuple[TrainState, Iterator[Batch]]] | None = None,
+    told_to_stop: Callable[[], bool] = lambda: False,
+    measure: Callable[[TrainState, dict[str, jax.Array]], Mapping[str, jax.Array]] | None = None,
 ) -> TrainState:
     """Trains from the state's step to `config.steps` and saves at the end.
 
     Args:
       batches: host-local batches, the first one that of the state's step.
       monitor: is told what happens.
-      save: called with (step, state) every `checkpoint_every` steps and after the last one.
+      save: called with (step, state, newest value of each scalar logged) every `checkpoint_every`
+        steps and after the last one.
+      bad_batches: told of each step whose loss or gradient was not finite; it was not applied.
+      check_saves: called every step; raises if a save failed in the background, else returns what
+        it cost, for the log.
+      go_back: called with a bad batch's step if `bad_batches` wants to go back; returns the newest
+        checkpoint's state, with that step as its own, and the batches from there.
+      told_to_stop: whether this process shall. As soon as all know of it, they save and raise.
+      measure: called with (state, batch) before the updates that are logged; returns scalars for
+        the log.
+
+    Raises:
+      Preempted: it was told to stop, and has saved.
+      FloatingPointError: a bad batch, and the policy is to stop.
     """
-    start = int(state["step"])
-    in_flight: collections.deque[jax.Array] = collections.deque()
-    for step in range(start + 1, config.steps + 1):
+    step = start = int(state["step"])
+    in_flight = _InFlight()
+    newest: dict[str, float] = {}
+    costs: dict[str, float] = {}
+    applied, stopping = 0, False
+    while step < config.steps:
+        step += 1
         monitor.before_step(step)
         batch = next(batches)
         monitor.got_batch()
-        arrays = to_global(batch, mesh, config.batch_size)  # pyright: ignore[reportArgumentType]
+        stop = {"stop": np.full(len(batch["tokens"]), told_to_stop())}
+        arrays = to_global({**batch, **stop}, mesh, config.batch_size)  # pyright: ignore
         monitor.transferred()
+        first, last = step == start + 1, step == config.steps
+        log, save_now = last or step % config.log_every == 0, step % config.checkpoint_every == 0
+        measured = measure(state, arrays) if measure is not None and log else {}
         state, metrics = train_step(state, arrays)
         monitor.dispatched(step, metrics, arrays)
-        monitor.add(metrics)
-        in_flight.append(metrics["loss"])
-        if len(in_flight) > _IN_FLIGHT:
-            in_flight.popleft().block_until_ready()
-        if step in (start + 1, config.steps) or step % config.log_every == 0:
-            monitor.log()
-        if step % config.checkpoint_every == 0 or step == config.steps:
+        in_flight.add(_Dispatched(step, metrics))
+        costs |= check_saves()
+
+        # Nothing is logged or saved before it is known to be good.
+        done = in_flight.results(0 if first or log or save_now else _IN_FLIGHT)
+        if any(bool(d.metrics["stop"]) for d in done):
+            stopping = True
+            done += in_flight.results()
+        back_to = None
+        for d in done:
+            if bool(d.metrics["finite"]):
+                monitor.add(d.metrics)
+                applied += 1
+            elif bad_batches.report(d.step, d.metrics):
+                back_to = d.step
+                break
+            else:
+                monitor.tell(
+                    "bad batch", f"loss or gradient of update {d.step} not finite, left out"
+                )
+        if back_to is not None and go_back is not None:
+            in_flight.clear()
+            state, batches = go_back(back_to)
+            step, applied = back_to, 0
+            continue
+
+        if applied and (first or log):
+            more = costs | {k: float(v) for k, v in measured.items()}
+            newest |= monitor.log(more | {"bad_batches": float(len(bad_batches.steps))})
+            applied, costs = 0, {}
+        if (save_now or stopping) and not last:
             with monitor.saving():
-                save(step, state)
+                save(step, state, newest)
+        if stopping and not last:
+            monitor.outcome = "preempted"
+            raise Preempted(step)
+    with monitor.saving():
+        save(step, state, newest)
     return state

@@ -19,6 +19,7 @@ from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import init_params
 from vla_jax.sharding.mesh import BATCH_AXES, batch_sharding, batch_shards, replicated
 from vla_jax.sharding.rules import param_shardings
+from vla_jax.training.guard import guarded
 from vla_jax.training.losses import source_of_tokens
 from vla_jax.tree import flatten
 from vla_jax.types import Params
@@ -117,17 +118,19 @@ def make_train_step(
     micro_batches: int = 1,
     ema_decay: float = 0.0,
     seed: int = 0,
+    compiler_options: dict[str, str] | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """The jitted update: (state, batch) -> (state, metrics). The old state is donated.
 
-    Metrics: "loss" (what is minimised), "grad_norm" before clipping, and "by_source", the sums that
-    `loss_fn` returns.
+    Metrics: "loss" (what is minimised), "grad_norm" before clipping, "by_source", the sums that
+    `loss_fn` returns, and those of `guard.guarded`, which leaves out an update that is not finite.
 
     Args:
       micro_batches: the batch is gone through in so many parts, one after the other; the update is
         that of the whole batch.
       ema_decay: state["ema"] becomes decay * ema + (1 - decay) * params; 0: there is none.
       seed: of the rounding of bfloat16 parameters.
+      compiler_options: XLA's, for this program.
     """
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
@@ -151,10 +154,11 @@ def make_train_step(
         return new, metrics
 
     return jax.jit(
-        step,
+        guarded(step),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options,
     )
 
 
