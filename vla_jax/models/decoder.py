@@ -19,6 +19,7 @@ from vla_jax.models.linear import project
 from vla_jax.models.lora import adapt
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.stack import run_layers
+from vla_jax.sharding.activations import split_rows
 
 
 class KVCache(NamedTuple):
@@ -186,7 +187,7 @@ class DecoderBlock(nn.Module):
     def __call__(
         self, x: jax.Array, cache: KVCache | None, is_global: jax.Array, context: Context
     ) -> tuple[jax.Array, KVCache | None]:
-        d = self.config.decoder
+        d, x = self.config.decoder, split_rows(x)
         attention, mlp = Attention(self.config, name="attn"), FeedForward(self.config, name="mlp")
         y = RMSNorm(name="pre_attention_norm")(x)
         attended, cache = attention(y, cache, is_global, context)

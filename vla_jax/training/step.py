@@ -69,7 +69,8 @@ def make_train_step(
         def of_params(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             return loss_fn(params, batch)
 
-        (loss, by_source), grads = jax.value_and_grad(of_params, has_aux=True)(state["params"])
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            (loss, by_source), grads = jax.value_and_grad(of_params, has_aux=True)(state["params"])
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         new = {
             "step": state["step"] + 1,
