@@ -1,0 +1,302 @@
+"""The text of a scheduled HLO module, as XLA dumps it, read into computations and instructions.
+
+Only what costs are made of is understood; everything else is kept as text. The grammar is that of
+`xla/hlo/parser`; what TPUs add is the memory space in a layout, `S(1)` for VMEM.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
+
+_ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_FOOTER = re.compile(r"^\}(, execution_thread=\"(\w+)\")?\s*$")
+_START = re.compile(r"^  (ROOT )?%([\w.\-]+) = ")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|called_computations|branch_computations|true_computation"
+    r"|false_computation)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_SPACE = re.compile(r"S\((\d+)\)")
+
+HBM, VMEM = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of a shape. `space`: 0 is HBM, 1 VMEM; others are registers and flags."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    space: int = HBM
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.dims)
+
+    @property
+    def bytes(self) -> int:
+        return math.ceil(self.size * _bits(self.dtype) / 8)
+
+
+@dataclasses.dataclass
+class Instruction:
+    """One line. `attributes` is all text after the operands."""
+
+    name: str
+    shape: tuple[Array, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool = False
+    argument: str = ""  # the text between the brackets, of parameters and constants
+
+    @functools.cached_property
+    def called(self) -> tuple[str, ...]:
+        """Names of the computations it calls."""
+        names = (m.group(1).strip("{}").split(",") for m in _CALLED.finditer(self.attributes))
+        return tuple(name.strip().lstrip("%") for group in names for name in group if name.strip())
+
+    def attribute(self, name: str) -> str:
+        """The text of `name=...`, up to the comma that ends it; empty if it is not there."""
+        match = re.search(rf"(?:^|[\s,]){name}=", self.attributes)
+        return _balanced(self.attributes, match.end()) if match else ""
+
+    @property
+    def op_name(self) -> str:
+        """Where in the Python program it comes from."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match.group(1) if match else ""
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.bytes for array in self.shape)
+
+
+@dataclasses.dataclass
+class Computation:
+    """Instructions in the order in which they run."""
+
+    name: str
+    instructions: list[Instruction]
+    thread: str = ""
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Instruction]:
+        return {instruction.name: instruction for instruction in self.instructions}
+
+    @functools.cached_property
+    def root(self) -> Instruction:
+        roots = [i for i in self.instructions if i.is_root]
+        return roots[-1] if roots else self.instructions[-1]
+
+    @functools.cached_property
+    def parameters(self) -> dict[int, Instruction]:
+        return {int(i.argument): i for i in self.instructions if i.opcode == "parameter"}
+
+    @functools.cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        found: dict[str, list[Instruction]] = {i.name: [] for i in self.instructions}
+        for instruction in self.instructions:
+            for operand in dict.fromkeys(instruction.operands):
+                found.setdefault(operand, []).append(instruction)
+        return found
+
+
+@dataclasses.dataclass
+class Module:
+    name: str
+    entry: str
+    computations: dict[str, Computation]
+
+    def __getitem__(self, name: str) -> Computation:
+        return self.computations[name]
+
+    def inside(self, name: str) -> Iterator[Instruction]:
+        """Instructions of a computation and of all that it calls."""
+        for instruction in self.computations[name].instructions:
+            yield instruction
+            for called in instruction.called:
+                yield from self.inside(called)
+
+
+def parse_module(text: str) -> Module:
+    """Reads a dump.
+
+    Raises ValueError if it is not one, or is cut short.
+    """
+    if not text.startswith("HloModule "):
+        raise ValueError(f"not the text of an HLO module: {text[:60]!r}")
+    name = re.match(r"HloModule ([\w.\-]+)", text)
+    computations: dict[str, Computation] = {}
+    entry, current, pending = "", None, ""
+    for line in text.splitlines()[1:]:
+        if current is None:
+            if header := _HEADER.match(line):
+                current = Computation(header.group(2), [])
+                entry = header.group(2) if header.group(1) else entry
+            continue
+        footer = _FOOTER.match(line)
+        if (footer or _START.match(line)) and pending:
+            current.instructions.append(_instruction(pending))
+            pending = ""
+        if footer:
+            current.thread = footer.group(2) or ""
+            computations[current.name] = current
+            current = None
+        else:
+            # What a kernel says of itself may hold line breaks.
+            pending = f"{pending}\n{line}" if pending else line
+    if current is not None or not entry:
+        raise ValueError("the text of the HLO module is cut short")
+    return Module(name.group(1) if name else "", entry, computations)
+
+
+def _instruction(text: str) -> Instruction:
+    start = _START.match(text)
+    if start is None:
+        raise ValueError(f"not an HLO instruction: {text[:120]!r}")
+    shape, opcode, inner, rest = _split(text[start.end() :])
+    leaf = opcode in ("parameter", "constant")
+    return Instruction(
+        name=start.group(2),
+        shape=parse_shape(shape),
+        opcode=opcode,
+        operands=() if leaf else _operands(inner),
+        attributes=rest.lstrip(", "),
+        is_root=bool(start.group(1)),
+        argument=inner if leaf else "",
+    )
+
+
+def _split(text: str) -> tuple[str, str, str, str]:
+    """`SHAPE opcode(inner), rest` -> its four parts."""
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    opening = text.index("(", end)
+    closing = _closing(text, opening)
+    return text[:end], text[end:opening].strip(), text[opening + 1 : closing], text[closing + 1 :]
+
+
+def _closing(text: str, opening: int) -> int:
+    """Where the bracket at `opening` closes."""
+    depth = 0
+    for match in re.compile(r'[()]|"(?:[^"\\]|\\.)*"').finditer(text, opening):
+        if match.group() == "(":
+            depth += 1
+        elif match.group() == ")":
+            depth -= 1
+            if depth == 0:
+                return match.start()
+    raise ValueError(f"a bracket does not close: {text[opening : opening + 120]!r}")
+
+
+def _balanced(text: str, begin: int) -> str:
+    depth = 0
+    for i in range(begin, len(text)):
+        if text[i] in "{([":
+            depth += 1
+        elif text[i] in "})]":
+            depth -= 1
+        elif text[i] == "," and depth == 0:
+            return text[begin:i]
+    return text[begin:]
+
+
+def _operands(inner: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"%([\w.\-]+)", inner))
+
+
+def _bits(dtype: str) -> int:
+    """16 for bf16, 8 for f8e4m3fn."""
+    if dtype in _BITS:
+        return _BITS[dtype]
+    number = re.search(r"\d+", dtype)
+    if number is None:
+        raise ValueError(f"no known size of HLO type {dtype!r}")
+    return int(number.group())
+
+
+@functools.cache
+def parse_shape(text: str) -> tuple[Array, ...]:
+    """The arrays of a shape, those of a tuple one after the other, nested ones flattened."""
+    arrays = []
+    for dtype, dims, layout in _ARRAY.findall(text):
+        space = _SPACE.search(layout or "")
+        sizes = tuple(int(d.strip("<=")) for d in dims.split(",") if d.strip("<="))
+        arrays.append(Array(dtype, sizes, int(space.group(1)) if space else HBM))
+    return tuple(arrays)
+
+
+def trip_count(module: Module, inside: Computation, loop: Instruction) -> int | None:
+    """How often the body of a `while` runs, at most; None if that cannot be read.
+
+    TPU dumps carry no count. The loop's condition compares a counter with a constant, which is
+    there or is what the loop starts with.
+    """
+    condition = module[loop.attribute("condition").lstrip("%")]
+    start = inside.by_name.get(loop.operands[0])
+    for compare in _with_opcode(module, condition, "compare"):
+        computation, instruction = compare
+        if instruction.attribute("direction") not in ("LT", "GT"):
+            continue
+        left, right = (
+            _constant(module, condition, computation, name, inside, start)
+            for name in instruction.operands
+        )
+        if instruction.attribute("direction") == "GT":
+            left, right = right, left
+        if right is not None:
+            return max(right - (left or 0), 0)
+    return None
+
+
+def _with_opcode(
+    module: Module, computation: Computation, opcode: str
+) -> Iterator[tuple[Computation, Instruction]]:
+    for instruction in computation.instructions:
+        if instruction.opcode == opcode:
+            yield computation, instruction
+        for called in instruction.called:
+            yield from _with_opcode(module, module[called], opcode)
+
+
+def _constant(
+    module: Module,
+    condition: Computation,
+    computation: Computation,
+    name: str,
+    outside: Computation,
+    start: Instruction | None,
+) -> int | None:
+    """The integer that a value in a loop's condition has when the loop begins."""
+    instruction = computation.by_name[name]
+    if instruction.opcode == "constant":
+        return int(instruction.argument) if instruction.argument.lstrip("-").isdigit() else None
+    if instruction.opcode in ("copy", "bitcast", "convert"):
+        return _constant(
+            module, condition, computation, instruction.operands[0], outside, start
+        )
+    if instruction.opcode == "parameter" and computation is not condition:
+        index = int(instruction.argument)
+        caller = next(i for i in condition.instructions if computation.name in i.called)
+        return _constant(module, condition, condition, caller.operands[index], outside, start)
+    if instruction.opcode == "get-tuple-element" and start is not None:
+        index = int(instruction.attribute("index"))
+        if start.opcode == "tuple" and index < len(start.operands):
+            return _outer_constant(outside, start.operands[index])
+    return None
+
+
+def _outer_constant(computation: Computation, name: str) -> int | None:
+    instruction = computation.by_name.get(name)
+    while instruction is not None and instruction.opcode in ("copy", "bitcast", "copy-done",
+                                                             "copy-start"):
+        instruction = computation.by_name.get(instruction.operands[0])
+    if instruction is None or instruction.opcode != "constant":
+        return None
+    return int(instruction.argument) if instruction.argument.lstrip("-").isdigit() else None
