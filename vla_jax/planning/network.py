@@ -180,8 +180,6 @@ def _links(group: np.ndarray, place: Placement) -> tuple[float, float]:
     A dimension gives two links if it closes to a ring and all of it is in the group, else one. A
     group with gaps shares its links with those in between.
     """
-    if not place.chip.torus:
-        return place.chip.link_gbyte_per_s * 1e9, 1.0
     links, hops = 0.0, 0.0
     for dimension, (size, closed) in enumerate(zip(place.torus, place.wrap)):
         positions = np.unique(place.coordinates[group, dimension])

@@ -13,14 +13,16 @@ from jax.experimental import topologies
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A kind of TPU chip. Published figures where there are any (cloud.google.com/tpu/docs).
+    """A kind of TPU chip, as one JAX device has it: the whole of it, half of it for tpu7x.
+
+    Published figures where there are any (cloud.google.com/tpu/docs).
 
     Attributes:
-      hbm_gib: what the compiler lets a program have, of one chip.
+      hbm_gib: what the compiler lets a program have.
       peak_tflops: bfloat16.
       hbm_gbyte_per_s: of memory.
       link_gbyte_per_s: of one ICI link in one direction.
-      dcn_gbyte_per_s: a chip's share of its host's network, in one direction.
+      dcn_gbyte_per_s: its share of the host's network, in one direction.
       clock_ghz: of the matrix units, for cycles that the compiler estimates.
       dimensions: of the torus, 2 or 3.
       host_bounds: chips of one host, along each dimension.
@@ -46,7 +48,6 @@ class Chip:
     config: str = "default"
     low_efficiency: float = 0.85
     sparse_cores: bool = False
-    torus: bool = True
 
 
 CHIPS: dict[str, Chip] = {
@@ -63,7 +64,7 @@ CHIPS: dict[str, Chip] = {
             low_efficiency=0.7, sparse_cores=True,
         ),
         Chip(
-            "tpu7x", 191.5, 2307, 7380, 90, 12.5, 1.75, 3, (2, 2, 1), 944,
+            "tpu7x", 94.75, 1153.5, 3690, 90, 6.25, 1.75, 3, (2, 2, 1), 944,
             devices_per_chip=2, low_efficiency=0.7, sparse_cores=True,
         ),
     )
