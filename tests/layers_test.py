@@ -34,6 +34,7 @@ LAYERS = {
     "serving": 5,
     "config": 6,
     "build_data": 7,
+    "build_step": 7,
     "build": 8,
     "train": 9,
     "evaluate": 9,

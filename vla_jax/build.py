@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
 from vla_jax import schema
 from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.build_data import RunData, build_data, make_builder, make_vocabulary
+from vla_jax.build_step import Update, build_update
 from vla_jax.checkpoints.manager import CheckpointMeta, Checkpoints
 from vla_jax.checkpoints.pretrained import (
     FORMATS,
@@ -29,60 +25,25 @@ from vla_jax.data.mixture import Mixture
 from vla_jax.decoding.policy import Policy
 from vla_jax.models.lora import merge_lora
 from vla_jax.models.presets import ModelConfig
-from vla_jax.models.vla import Vla, init_params
-from vla_jax.sharding.mesh import MeshConfig, make_mesh, replicated
+from vla_jax.models.vla import init_params
+from vla_jax.sharding.mesh import MeshConfig, local_rows, make_mesh, replicated
 from vla_jax.text.prompts import PLAN_TEMPLATE
-from vla_jax.training.augment import apply_changes, draw_changes
-from vla_jax.training.groups import freeze
-from vla_jax.training.losses import answer_loss
-from vla_jax.training.optimizer import make_optimizer
-from vla_jax.training.step import LossFn, TrainState, make_init, state_shardings
+from vla_jax.training.step import LossFn, TrainState, make_init
 from vla_jax.types import Params
 
 
 @dataclasses.dataclass
-class TrainingRun(RunData):
+class TrainingRun(RunData, Update):
     """What `train` needs, built from a config."""
-
-    mesh: Mesh
-    optimizer: optax.GradientTransformation
-    abstract: TrainState
-    shardings: TrainState
 
     @property
     def loss_fn(self) -> LossFn:
-        loss = functools.partial(
-            answer_loss,
-            Vla(self.config.model),
-            max_answer_tokens=self.config.data.row_lengths[1],
-            num_sources=len(self.sources),
-            integer_smoothing=self.config.train.integer_smoothing,
-            exact_integers=self._levels,
-        )
-        groups = self.config.optimizer.groups
-        change = self._change_images
-
-        def of_changed(params: Params, batch: dict[str, jax.Array], **more: Any):
-            return loss(freeze(params, groups), {**batch, "images": change(batch)}, **more)
-
-        return of_changed
-
-    def _change_images(self, batch: dict[str, jax.Array]) -> jax.Array:
-        """The batch's images [B, views, h, w, 3], augmented and of the model's size."""
-        config = self.config.train.augment
         robots = [source.action_spec is not None for source in self.sources.values()]
-        source, images, size = batch["source"], batch["images"], self.config.model.image_size
-        is_robot = jnp.asarray(robots)[source.reshape(-1)]
-        sample = batch["sample"].reshape(-1)
-        changes = draw_changes(config, sample, is_robot, self.config.data.seed)
-        # A packed row holds the views of several samples.
-        of_samples = images.reshape(len(sample), -1, *images.shape[2:])
-        changed = apply_changes(of_samples, changes, config, size)
-        return changed.reshape(*images.shape[:2], size, size, 3)
+        return self.make_loss(robots, self._levels)
 
     @property
     def _levels(self) -> int:
-        """Most levels of a discrete action dimension; integers 0 .. levels - 1 stand for them."""
+        """Most levels of a discrete action dimension."""
         specs = [tokenizer.spec for tokenizer in self.builder.action_tokenizers.values()]
         return max((d.levels or 0 for spec in specs for d in spec.dimensions), default=0)
 
@@ -133,26 +94,12 @@ def build_training(config: Config, stored: CheckpointMeta | None = None) -> Trai
 
     Raises ValueError or FileNotFoundError for what the config asks.
     """
-    mesh = make_mesh(config.mesh)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.train.batch_size % rows:
-        raise ValueError(
-            f"train.batch_size {config.train.batch_size} does not divide over {rows} devices "
-            "(mesh data x fsdp)"
-        )
-    data = build_data(config, stored)
+    update = build_update(config)
+    rows = local_rows(update.mesh, config.train.batch_size)
+    data = build_data(config, stored, rows)
     _require_ordered_tokens(config, data.builder.action_tokenizers.values())
     _require_samples(data.mixture, config)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    init = make_init(config.model, optimizer, config.train.seed)
-    abstract = jax.eval_shape(init)
-    return TrainingRun(
-        **vars(data),
-        mesh=mesh,
-        optimizer=optimizer,
-        abstract=abstract,
-        shardings=state_shardings(abstract, mesh),
-    )
+    return TrainingRun(**{**vars(data), **vars(update)})
 
 
 def load_initial_params(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from vla_jax.actions import stored
@@ -27,12 +26,13 @@ from vla_jax.text.vocabulary import Vocabulary
 
 @dataclasses.dataclass
 class RunData:
-    """The data of a run."""
+    """The data of a run; `rows` as for `Loader`."""
 
     config: Config
     sources: dict[str, Source]
     builder: SequenceBuilder
     mixture: Mixture
+    rows: np.ndarray | None
 
     def loader(self, start_step: int) -> Loader:
         config = self.config
@@ -43,8 +43,7 @@ class RunData:
             batch_size=config.train.batch_size,
             image_size=_image_size(config),
             start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=self.rows,
             threads=config.data.threads,
             prefetch=config.data.prefetch,
             readers=config.data.readers,
@@ -60,16 +59,19 @@ class RunData:
         return loader
 
 
-def build_data(config: Config, checkpoint: CheckpointMeta | None = None) -> RunData:
+def build_data(
+    config: Config, checkpoint: CheckpointMeta | None = None, rows: np.ndarray | None = None
+) -> RunData:
     """Opens the data of a run.
 
     Args:
       checkpoint: that the run goes on from.
+      rows: of each batch, those that this process reads; None: all.
 
     Raises ValueError or FileNotFoundError for what the config asks.
     """
     queue = queue_bytes(
-        config.train.batch_size // jax.process_count(),
+        config.train.batch_size if rows is None else len(rows),
         config.model.num_views * config.data.examples_per_row,
         _image_size(config),
         threads=config.data.threads,
@@ -80,7 +82,7 @@ def build_data(config: Config, checkpoint: CheckpointMeta | None = None) -> RunD
     tokenizers = make_action_tokenizers(config.data, vocabulary, action_specs_of(sources))
     builder = make_builder(config.data, vocabulary, tokenizers)
     mixture = make_mixture(config.data, sources, builder, checkpoint)
-    return RunData(config, sources, builder, mixture)
+    return RunData(config, sources, builder, mixture, rows)
 
 
 def make_vocabulary(config: Config) -> Vocabulary:

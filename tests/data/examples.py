@@ -26,6 +26,11 @@ def pixels(image: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
 
 
+def rows_of(process: int, processes: int, batch_size: int) -> np.ndarray:
+    """The rows of a batch that one of several processes reads."""
+    return np.array_split(np.arange(batch_size), processes)[process]
+
+
 def episode(number: int, steps: int) -> EpisodeRow:
     rng = np.random.default_rng([7, number])
     return EpisodeRow(

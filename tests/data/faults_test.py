@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from tests.data.examples import SIZE, encoded, pixels
+from tests.data.examples import SIZE, encoded, pixels, rows_of
 from vla_jax.data.config import SourceConfig
 from vla_jax.data.loader import Loader
 from vla_jax.data.mixture import Mixture
@@ -102,10 +102,7 @@ def test_nothing_left_is_an_error(builder):
 def test_processes_replace_the_same_samples(builder):
     source = Texts({5: OSError("gone"), 6: FAULTS["cut image"][0], 0: FAULTS["long prompt"][0]})
     _, whole, _ = run(source, builder, max_bad_records=3)
-    halves = [
-        run(source, builder, max_bad_records=3, process_index=p, process_count=2)[1]
-        for p in range(2)
-    ]
+    halves = [run(source, builder, max_bad_records=3, rows=rows_of(p, 2, 4))[1] for p in range(2)]
     for number, batch in enumerate(whole):
         for key in batch:
             joined = np.concatenate([half[number][key] for half in halves])

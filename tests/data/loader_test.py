@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tests.data.examples import SIZE, encoded, pixels, rows
+from tests.data.examples import SIZE, encoded, pixels, rows, rows_of
 from vla_jax.actions.spec import end_effector_spec
 from vla_jax.data import images
 from vla_jax.data.config import SourceConfig
@@ -114,7 +114,7 @@ def test_packed_batches_are_those_samples_in_rows(load, mixture, sources, builde
         assert batch.keys() == expected.keys()
         for key in batch:
             np.testing.assert_array_equal(batch[key], expected[key])
-    parts = [load(3, packing=packing, process_index=p, process_count=2) for p in range(2)]
+    parts = [load(3, packing=packing, rows=rows_of(p, 2, 8)) for p in range(2)]
     joined = [
         {key: np.concatenate([part[step][key] for part in parts]) for key in batches[step]}
         for step in range(3)
@@ -163,7 +163,7 @@ def test_a_far_step_starts_at_once(load, mixture):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_split_each_batch(load, processes):
     whole = load(3)
-    parts = [load(3, process_index=p, process_count=processes) for p in range(processes)]
+    parts = [load(3, rows=rows_of(p, processes, 8)) for p in range(processes)]
     joined = [
         {key: np.concatenate([part[step][key] for part in parts]) for key in whole[step]}
         for step in range(3)
@@ -245,7 +245,7 @@ def test_evaluation_on_a_part_is_spread_and_shared(sources, builder):
 
     whole = run()
     assert np.concatenate([b["record"] for b in whole])[:10].tolist() == list(range(0, 40, 4))
-    parts = [run(process_index=p, process_count=2) for p in range(2)]
+    parts = [run(rows=rows_of(p, 2, 4)) for p in range(2)]
     joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts)]
     assert_same(joined, whole)
 
@@ -324,8 +324,8 @@ def test_wrong_set_ups_are_refused(builder, vocabulary, mixture, sources, web_da
     def make(mixture=mixture, sources=sources, builder=builder, **options):
         Loader(mixture, sources, builder, **{"batch_size": 8, "image_size": SIZE} | options)
 
-    with pytest.raises(ValueError, match="batch_size 8 cannot be divided among 3 processes"):
-        make(process_count=3)
+    with pytest.raises(ValueError, match="are not rows of a batch of 8"):
+        make(rows=np.array([7, 8]))
     with pytest.raises(ValueError, match="the sources are"):
         make(sources={"web": sources["web"]})
     with pytest.raises(ValueError, match="at least one thread, not 0"):

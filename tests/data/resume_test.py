@@ -56,7 +56,7 @@ MIXTURE = Mixture(
 )
 
 
-def ids(start_step: int, process_index: int = 0, process_count: int = 1) -> Iterator[list]:
+def ids(start_step: int, rows: np.ndarray | None = None) -> Iterator[list]:
     """(source, record) of each row of each batch, read off its tokens."""
     record_of = {
         BUILDER.build(source.read(i))["tokens"].tobytes(): (k, i)
@@ -65,7 +65,7 @@ def ids(start_step: int, process_index: int = 0, process_count: int = 1) -> Iter
     }
     loader = Loader(
         MIXTURE, SOURCES, BUILDER, batch_size=BATCH, image_size=16, start_step=start_step,
-        process_index=process_index, process_count=process_count,
+        rows=rows,
     )  # fmt: skip
     for step, batch in enumerate(loader, start_step + 1):
         assert loader.step == step
@@ -83,7 +83,8 @@ def expected(start_step: int, stop_step: int) -> list[list]:
 def test_any_number_of_processes_has_the_same_samples(processes):
     """Across all stages."""
     assert MIXTURE.stages[-1].start < 90 * BATCH and len(MIXTURE.stages) == 5
-    parts = [list(itertools.islice(ids(0, p, processes), 90)) for p in range(processes)]
+    shares = np.array_split(np.arange(BATCH), processes)
+    parts = [list(itertools.islice(ids(0, rows), 90)) for rows in shares]
     joined = [list(itertools.chain(*rows)) for rows in zip(*parts)]
     assert joined == expected(0, 90)
 
@@ -114,7 +115,8 @@ def test_a_killed_run_goes_on_with_exactly_the_samples_that_are_left(tmp_path):
     assert lines[:saved] == [str(rows) for rows in expected(0, saved)]
     left = expected(saved, saved + 40)
     assert list(itertools.islice(ids(saved), 40)) == left
-    two = [list(itertools.islice(ids(saved, p, 2), 40)) for p in range(2)]
+    halves = np.split(np.arange(BATCH), 2)
+    two = [list(itertools.islice(ids(saved, rows), 40)) for rows in halves]
     assert [a + b for a, b in zip(*two)] == left
 
 

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from vla_jax.build import build_training, load_policy
+from vla_jax.build_step import abstract_batch, abstract_state
 from vla_jax.checkpoints.manager import Checkpoints
 from vla_jax.config import Config
 from vla_jax.data.mixture import Mixture
@@ -231,7 +232,7 @@ def _losses(config: Config, mesh: MeshConfig, devices, steps: int) -> list[float
     step = make_train_step(run.optimizer, run.shardings, run.mesh, run.loss_fn)
     loader, losses = run.loader(0), []
     for _ in range(steps):
-        state, metrics = step(state, to_global(next(loader), run.mesh))
+        state, metrics = step(state, to_global(next(loader), run.mesh, 8))
         losses.append(float(metrics["loss"]))
     assert step._cache_size() == 1, "the step was compiled again"
     return losses
@@ -335,3 +336,21 @@ def test_a_run_of_packed_rows_has_the_loss_of_its_samples(data_sets):
     for key in ("loss", "correct", "tokens", "samples"):
         np.testing.assert_allclose(losses[0][1][key], losses[1][1][key], rtol=1e-5)
     assert runs[0].meta(3).next_sample == runs[1].meta(3).next_sample == 48
+
+
+def test_what_is_compiled_without_data_is_what_the_loader_gives(data_sets):
+    """`abstract_batch` and `abstract_state` have the shapes and dtypes of a real run."""
+    config = make_config(data_sets)
+    for changes in ({}, {"image_size": 40}, {"examples_per_row": 2, "row_tokens": 70}):
+        data = dataclasses.replace(config.data, **changes)
+        run = build_training(dataclasses.replace(config, data=data))
+        wanted = abstract_batch(run.config, run.mesh)
+        batch = next(run.loader(0))
+        assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+            k: (v.shape, v.dtype) for k, v in wanted.items()
+        }
+        assert to_global(batch, run.mesh, 8)["images"].sharding == wanted["images"].sharding
+    state, wanted = run.fresh_state(), abstract_state(run)
+    for real, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+        assert (real.shape, real.dtype) == (abstract.shape, abstract.dtype)
+        assert real.sharding == abstract.sharding

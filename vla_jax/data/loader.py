@@ -1,7 +1,8 @@
 """Batches of a run, executed by tf.data; the whole state is the number of the next step.
 
-Step s of a run with global batch B holds samples s * B .. (s + 1) * B - 1 of the mixture; process p
-of P reads the p-th of P equal slices. Where each row holds k samples, B rows are B * k samples.
+Step s of a run with global batch B holds samples s * B .. (s + 1) * B - 1 of the mixture; a process
+reads the rows of each batch that its devices hold. Where each row holds k samples, B rows are B * k
+samples.
 Which records those are is the mixture's business, so the loader can start at any step at once, on
 any number of processes.
 """
@@ -46,14 +47,14 @@ class Loader:
       batch_size: of all processes together.
       image_size: images come out square, with this side in pixels.
       start_step: first step.
-      process_index, process_count: which slice of each batch is ours.
+      rows: of each batch, those that this process reads; None: all.
       threads: of tf.data's own pool.
       prefetch: batches made ahead.
       readers, max_bad_records, packing: see `Fetch`.
 
     Raises:
-      ValueError: names that do not match, a batch that cannot be divided among the processes, a
-        robot data set whose ActionSpec is not the action tokenizer's.
+      ValueError: names that do not match, rows that the batch does not have, a robot data set
+        whose ActionSpec is not the action tokenizer's.
     """
 
     def __init__(
@@ -65,8 +66,7 @@ class Loader:
         batch_size: int,
         image_size: int,
         start_step: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
         threads: int = 2,
         prefetch: int = 2,
         readers: int = 1,
@@ -77,7 +77,7 @@ class Loader:
             raise ValueError(f"the mixture has {mixture.names}, the sources are {tuple(sources)}")
         for source in sources.values():
             require_spec(source, builder)
-        rows = _local_rows(batch_size, process_index, process_count)
+        rows = _require_rows(rows, batch_size)
 
         k = 1 if packing is None else packing.examples
         samples = (rows[:, None] * k + np.arange(k)).reshape(-1)
@@ -137,8 +137,7 @@ def evaluation_batches(
     batch_size: int,
     image_size: int,
     limit: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     threads: int = 2,
 ) -> Iterator[EvaluationBatch]:
     """One pass over a data set, or over `limit` records spread evenly over it.
@@ -146,7 +145,7 @@ def evaluation_batches(
     Every process gets the same number of batches. Arguments as for `Loader`.
     """
     require_spec(source, builder)
-    rows = _local_rows(batch_size, process_index, process_count)
+    rows = _require_rows(rows, batch_size)
     count = len(source) if limit is None else min(limit, len(source))
     if count < 1:
         raise ValueError(f"source {source.name!r} has no records to evaluate on (limit {limit})")
@@ -291,11 +290,11 @@ def _stop(fetch: Fetch, iterators: list[Any]) -> None:
     iterators.clear()
 
 
-def _local_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
-    if batch_size < 1 or batch_size % process_count or not 0 <= process_index < process_count:
-        raise ValueError(
-            f"batch_size {batch_size} cannot be divided among {process_count} processes "
-            f"(this is number {process_index}): make it a multiple"
-        )
-    local = batch_size // process_count
-    return process_index * local + np.arange(local, dtype=np.int64)
+def _require_rows(rows: np.ndarray | None, batch_size: int) -> np.ndarray:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if rows is None:
+        return np.arange(batch_size, dtype=np.int64)
+    if not len(rows) or min(rows) < 0 or max(rows) >= batch_size:
+        raise ValueError(f"rows {rows} are not rows of a batch of {batch_size}")
+    return np.asarray(rows, np.int64)

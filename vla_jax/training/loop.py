@@ -90,7 +90,7 @@ def fit(
         asked = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - asked
-        state, metrics = train_step(state, to_global(batch, mesh))  # pyright: ignore
+        state, metrics = train_step(state, to_global(batch, mesh, config.batch_size))  # pyright: ignore
         window.add(metrics, waited)
         in_flight.append(metrics["loss"])
         if len(in_flight) > _IN_FLIGHT:

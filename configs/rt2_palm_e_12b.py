@@ -1,0 +1,30 @@
+"""RT-2-PaLM-E-12B as the paper trains it (arXiv 2307.15818, appendix E): two thirds robot data.
+
+    python -m vla_jax.plan --config=configs/rt2_palm_e_12b.py --topology=v5e:16x16
+    python -m vla_jax.train --config=configs/rt2_palm_e_12b.py --workdir=gs://...
+
+Learning rate, share of robot data and samples in all are the paper's; batches are four times as
+large and steps a quarter, so that 256 chips have enough to do between two exchanges of parameters.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+_OTHER = runpy.run_path(str(Path(__file__).with_name("rt2_pali_x_55b.py")))
+DATA = _OTHER["DATA"]
+
+
+def get_config() -> ConfigDict:
+    config = _OTHER["get_config"]()
+    config.model.preset = "rt2_palm_e_12b"
+    config.data.sources.robot.weight = 0.66
+    config.data.sources.web.weight = 0.34
+    config.data.vocabulary = f"{DATA}/palm/tokenizer.model"
+    # PaLM's has no integers: actions take the place of the tokens that the mixture uses least.
+    config.data.actions = {"token_ids": f"{DATA}/palm/least_used.json"}
+    config.optimizer.learning_rate = 4e-4
+    config.train.update(steps=250_000, batch_size=2048, init_from=f"{DATA}/palm_e_12b.npz")
+    config.mesh = {"data": 1, "fsdp": 256}
+    return config
