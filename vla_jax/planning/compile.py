@@ -233,8 +233,8 @@ def parse_memory_report(text: str, largest: int = 12) -> tuple[int, tuple[Buffer
         r"^\s*[\d.]+\w+\(\s*\d+%\);\s*([\d.]+)(B|KiB|MiB|GiB);\s*\d+;\s*\d+; (.*)$", re.M
     )
     unit = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": _GIB}
-    found = {
+    found = [
         Buffer(int(float(size) * unit[name]), arrays) for size, name, arrays in row.findall(section)
-    }
+    ]
     ordered = sorted(found, key=lambda buffer: -buffer.bytes)
     return int(head.group(1)), tuple(ordered[:largest])

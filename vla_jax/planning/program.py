@@ -10,13 +10,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vla_jax import build, schema
+from vla_jax import schema
+from vla_jax.build_step import abstract_batch, abstract_state, build_update
 from vla_jax.config import Config
 from vla_jax.decoding.sampler import make_decoder
 from vla_jax.models.lora import merge_lora
 from vla_jax.models.vla import State, init_params
 from vla_jax.sharding.mesh import batch_sharding, batch_shards, make_mesh
 from vla_jax.sharding.rules import param_shardings
+from vla_jax.training.step import make_train_step
+
+# Sources whose samples are a robot's; of a source in a file of somebody's own nothing is known.
+ROBOT_KINDS = ("episodes", "lerobot", "array_record")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +48,18 @@ def train_program(settings: dict[str, Any], devices: list[Any]) -> Program:
       settings: {"config": the plain form of a `Config`}.
     """
     config = schema.from_dict(Config, settings["config"])
-    training = build.abstract_training(config, devices)
-    state = training.abstract
+    update = build_update(config, devices)
+    robots = [source.kind in ROBOT_KINDS for source in config.data.sources.values()]
+    step = make_train_step(
+        update.optimizer, update.shardings, update.mesh, update.make_loss(robots, 0)
+    )
+    state, batch = abstract_state(update), abstract_batch(config, update.mesh)
     parts = {
         "parameters": state["params"],
         "optimizer state": {k: v for k, v in state.items() if k != "params"},
-        "batch": training.abstract_batch,
+        "batch": batch,
     }
-    return Program("step", training.step, parts, training.mesh, (state, training.abstract_batch))
+    return Program("step", step, parts, update.mesh, (state, batch))
 
 
 def serving_program(settings: dict[str, Any], devices: list[Any]) -> Program:

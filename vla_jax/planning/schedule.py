@@ -163,11 +163,14 @@ class _Walk:
         self.computation(body, times)
         if count == 1:
             return
-        begun, kinds = self.clock.now, dict(self.by_kind)
+        begun = self.clock.now
         self.computation(body, times * (count - 1))
         # The second turn has counted for all later ones; the clock still has to.
-        self.clock.shift((self.clock.now - begun) * (count - 2))
-        del kinds
+        later = (self.clock.now - begun) * (count - 2)
+        self.clock.shift(later)
+        for key, (end, moved) in self._pending.items():
+            if end > begun:
+                self._pending[key] = (end + later, moved)
 
     def _compute(self, inside: Computation, instruction: Instruction, times: float) -> None:
         cost = self.costs.of(inside, instruction)
