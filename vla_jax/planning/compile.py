@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,8 @@ class Request:
       program: "module:function", called with (settings, devices); gives a `program.Program`.
       settings: of the program, as JSON.
       quick: end once the schedule is there.
+      timeout_s: after which the compiler is given up.
+      dump: directory for a copy of all that the compiler wrote; empty: none is kept.
     """
 
     topology: Topology
@@ -45,6 +48,7 @@ class Request:
     compiler_options: dict[str, str] = dataclasses.field(default_factory=dict)
     quick: bool = True
     timeout_s: float = 1800.0
+    dump: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +108,8 @@ def compile_program(request: Request) -> Compiled | DoesNotFit:
         seconds = time.monotonic() - begun
         if result is not None and "error" in result:
             return _refusal(result, directory, seconds)
+        if request.dump:
+            shutil.copytree(directory, request.dump, dirs_exist_ok=True)
         return _collect(directory, request.topology, seconds, full=result is not None)
 
 

@@ -26,6 +26,8 @@ _SPACE = re.compile(r"S\((\d+)\)")
 
 HBM, VMEM = 0, 1
 
+_COPIES = ("copy", "bitcast", "copy-done", "copy-start")
+
 
 @dataclasses.dataclass(frozen=True)
 class Array:
@@ -116,6 +118,35 @@ class Module:
 
     def __getitem__(self, name: str) -> Computation:
         return self.computations[name]
+
+    @functools.cached_property
+    def _loops(self) -> dict[str, tuple[Computation, Instruction]]:
+        """Body of a loop -> where it is called."""
+        return {
+            instruction.attribute("body").lstrip("%"): (computation, instruction)
+            for computation in self.computations.values()
+            for instruction in computation.instructions
+            if instruction.opcode == "while"
+        }
+
+    def origin(self, computation: Computation, name: str) -> Instruction:
+        """What a value is a copy of, also where a loop hands it on from turn to turn."""
+        instruction = computation.by_name[name]
+        if instruction.opcode in _COPIES:
+            return self.origin(computation, instruction.operands[0])
+        if instruction.opcode == "get-tuple-element":
+            index = int(instruction.attribute("index"))
+            source = self.origin(computation, instruction.operands[0])
+            if source.opcode == "while":
+                source = self.origin(computation, source.operands[0])
+            if source.opcode == "tuple":
+                return self.origin(computation, source.operands[index])
+            if source.opcode == "parameter" and computation.name in self._loops:
+                outside, loop = self._loops[computation.name]
+                start = outside.by_name[loop.operands[0]]
+                if start.opcode == "tuple":
+                    return self.origin(outside, start.operands[index])
+        return instruction
 
     def inside(self, name: str) -> Iterator[Instruction]:
         """Instructions of a computation and of all that it calls."""
@@ -294,8 +325,7 @@ def _constant(
 
 def _outer_constant(computation: Computation, name: str) -> int | None:
     instruction = computation.by_name.get(name)
-    while instruction is not None and instruction.opcode in ("copy", "bitcast", "copy-done",
-                                                             "copy-start"):
+    while instruction is not None and instruction.opcode in _COPIES:
         instruction = computation.by_name.get(instruction.operands[0])
     if instruction is None or instruction.opcode != "constant":
         return None

@@ -30,7 +30,7 @@ class Chip:
       devices_per_chip: as JAX counts them.
       config: libtpu's name of the way in which a chip's cores are one device.
       low_efficiency: share of the peak that large matrix products reach at least; the upper end of
-        predictions takes 0.95. Calibrated on published MaxText runs for v5e; v5p, v6e: guessed.
+        predictions takes 0.95. Of v5e from published runs (tools/validate_plan.py); else guessed.
       sparse_cores: collectives can run beside the compute on a core of their own.
     """
 
@@ -46,7 +46,7 @@ class Chip:
     host_ram_gib: float
     devices_per_chip: int = 1
     config: str = "default"
-    low_efficiency: float = 0.85
+    low_efficiency: float = 0.9
     sparse_cores: bool = False
 
 
