@@ -267,22 +267,27 @@ def trip_count(module: Module, inside: Computation, loop: Instruction) -> int | 
     """How often the body of a `while` runs, at most; None if that cannot be read.
 
     TPU dumps carry no count. The loop's condition compares a counter with a constant, which is
-    there or is what the loop starts with.
+    there or is what the loop starts with; the body adds a constant to the counter.
     """
     condition = module[loop.attribute("condition").lstrip("%")]
-    start = inside.by_name.get(loop.operands[0])
-    for compare in _with_opcode(module, condition, "compare"):
-        computation, instruction = compare
-        if instruction.attribute("direction") not in ("LT", "GT"):
+    start = module.origin(inside, loop.operands[0])
+    for computation, compare in _with_opcode(module, condition, "compare"):
+        if compare.attribute("direction") not in ("LT", "GT"):
             continue
-        left, right = (
-            _constant(module, condition, computation, name, inside, start)
-            for name in instruction.operands
-        )
-        if instruction.attribute("direction") == "GT":
-            left, right = right, left
-        if right is not None:
-            return max(right - (left or 0), 0)
+        sides = [_side(condition, computation, operand) for operand in compare.operands]
+        if compare.attribute("direction") == "GT":
+            sides.reverse()
+        counter, limit = sides
+        most = _whole_number(limit)
+        if most is None and isinstance(limit, int) and start.opcode == "tuple":
+            most = _whole_number(module.origin(inside, start.operands[limit]))
+        if most is None or not isinstance(counter, int):
+            continue
+        first = None
+        if start.opcode == "tuple":
+            first = _whole_number(module.origin(inside, start.operands[counter]))
+        each = _increment(module, module[loop.attribute("body").lstrip("%")], counter)
+        return max(math.ceil((most - (first or 0)) / each), 0)
     return None
 
 
@@ -296,37 +301,34 @@ def _with_opcode(
             yield from _with_opcode(module, module[called], opcode)
 
 
-def _constant(
-    module: Module,
-    condition: Computation,
-    computation: Computation,
-    name: str,
-    outside: Computation,
-    start: Instruction | None,
-) -> int | None:
-    """The integer that a value in a loop's condition has when the loop begins."""
+def _side(condition: Computation, computation: Computation, name: str) -> Instruction | int:
+    """One side of a comparison: which element of the loop's tuple it is, or what else."""
     instruction = computation.by_name[name]
-    if instruction.opcode == "constant":
-        return int(instruction.argument) if instruction.argument.lstrip("-").isdigit() else None
-    if instruction.opcode in ("copy", "bitcast", "convert"):
-        return _constant(
-            module, condition, computation, instruction.operands[0], outside, start
-        )
+    if instruction.opcode in _COPIES:
+        return _side(condition, computation, instruction.operands[0])
     if instruction.opcode == "parameter" and computation is not condition:
-        index = int(instruction.argument)
         caller = next(i for i in condition.instructions if computation.name in i.called)
-        return _constant(module, condition, condition, caller.operands[index], outside, start)
-    if instruction.opcode == "get-tuple-element" and start is not None:
-        index = int(instruction.attribute("index"))
-        if start.opcode == "tuple" and index < len(start.operands):
-            return _outer_constant(outside, start.operands[index])
-    return None
+        return _side(condition, condition, caller.operands[int(instruction.argument)])
+    if instruction.opcode == "get-tuple-element":
+        return int(instruction.attribute("index"))
+    return instruction
 
 
-def _outer_constant(computation: Computation, name: str) -> int | None:
-    instruction = computation.by_name.get(name)
-    while instruction is not None and instruction.opcode in _COPIES:
-        instruction = computation.by_name.get(instruction.operands[0])
-    if instruction is None or instruction.opcode != "constant":
+def _increment(module: Module, body: Computation, counter: int) -> int:
+    """What a loop's body adds to an element of its tuple; 1 if that cannot be read."""
+    if body.root.opcode != "tuple":
+        return 1
+    made = body.by_name[body.root.operands[counter]]
+    while made.opcode in _COPIES:
+        made = body.by_name[made.operands[0]]
+    if made.opcode != "add":
+        return 1
+    added = [_whole_number(module.origin(body, operand)) for operand in made.operands]
+    return next((number for number in added[::-1] if number), 1)
+
+
+def _whole_number(value: Instruction | int | None) -> int | None:
+    """Of a constant; None for anything else."""
+    if not isinstance(value, Instruction) or value.opcode != "constant":
         return None
-    return int(instruction.argument) if instruction.argument.lstrip("-").isdigit() else None
+    return int(value.argument) if re.fullmatch(r"-?\d+", value.argument) else None

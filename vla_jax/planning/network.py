@@ -44,8 +44,9 @@ class Transfer:
     """One execution of a collective.
 
     Attributes:
-      kind: of HLO, or "dcn" for what goes between slices.
-      axis: the mesh axes along which its groups lie, e.g. "fsdp" or "data+fsdp".
+      kind: of HLO.
+      axis: the mesh axes along which its groups lie, e.g. "fsdp" or "data+fsdp"; "slices" for what
+        goes over the data centre's network.
       bytes: of the whole array on each chip: what an all-gather gives, a reduction takes.
       seconds: on free links.
     """
@@ -95,10 +96,12 @@ def transfer(
 def megascale_transfer(instruction: Instruction, place: Placement) -> Transfer:
     """What a `send` between slices moves: TPU programs have no collective for it."""
     moved = instruction.shape[0].bytes
-    seconds = moved / (place.chip.dcn_gbyte_per_s * 1e9)
-    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
-    suffix = f" {kind.group(1).lower().replace('_', '-')}" if kind else ""
-    return Transfer(f"dcn{suffix}", "dcn", moved, seconds)
+    match = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    kind = match.group(1).lower().replace("_", "-") if match else "send"
+    slices = len(np.unique(place.slices))
+    there_and_back = 2 * (slices - 1) / slices if kind == "all-reduce" else 1.0
+    seconds = there_and_back * moved / (place.chip.dcn_gbyte_per_s * 1e9)
+    return Transfer(kind, "slices", moved, seconds)
 
 
 @functools.cache

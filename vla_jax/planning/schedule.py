@@ -137,7 +137,7 @@ class _Walk:
         elif opcode == "call":
             self.computation(instruction.called[0], times)
         elif opcode in ("send", "recv", "send-done", "recv-done"):
-            self._between_slices(instruction, times)
+            self._between_slices(inside, instruction, times)
         elif opcode in ("copy-start", "slice-start"):
             self._copy_start(instruction, times)
         elif opcode.endswith("-done"):
@@ -229,21 +229,21 @@ class _Walk:
         key = (moved.kind, moved.axis)
         return self.collectives.setdefault(key, CollectiveTotal(*key))
 
-    def _blocking(self, moved: Transfer, times: float) -> None:
-        end = max(self.clock.now, self.clock.links) + moved.seconds
+    def _add(self, moved: Transfer, times: float) -> CollectiveTotal:
         total = self._totals(moved)
         total.count += times
         total.bytes += moved.bytes * times
         total.seconds += moved.seconds * times
-        self._stall(end, "collective", total, times)
+        return total
+
+    def _blocking(self, moved: Transfer, times: float) -> None:
+        end = max(self.clock.now, self.clock.links) + moved.seconds
+        self._stall(end, "collective", self._add(moved, times), times)
         self.clock.links = end
 
     def _begin(self, key: str, moved: Transfer, times: float) -> None:
         self.clock.links = max(self.clock.now, self.clock.links) + moved.seconds
-        total = self._totals(moved)
-        total.count += times
-        total.bytes += moved.bytes * times
-        total.seconds += moved.seconds * times
+        self._add(moved, times)
         self._pending[key] = (self.clock.links, moved)
 
     def _end(self, key: str, times: float) -> None:
@@ -253,7 +253,7 @@ class _Walk:
             self._stall(end, "copy", None, times)
             return
         total = self._totals(moved)
-        stall = self._stall(end, "dcn" if moved.axis == "dcn" else "collective", total, times)
+        stall = self._stall(end, "slices" if moved.axis == "slices" else "collective", total, times)
         hidden = 1.0 - min(stall / moved.seconds, 1.0) if moved.seconds else 1.0
         total.overlapped_bytes += moved.bytes * hidden * times
 
@@ -297,26 +297,23 @@ class _Walk:
         self.clock.copies = max(self.clock.now, self.clock.copies) + moved / self.bandwidth
         self._pending[instruction.name] = (self.clock.copies, None)
 
-    def _between_slices(self, instruction: Instruction, times: float) -> None:
-        if "megascale" not in instruction.attributes:
-            return
-        if instruction.opcode == "send":
+    def _between_slices(
+        self, inside: Computation, instruction: Instruction, times: float
+    ) -> None:
+        if instruction.opcode == "send" and "megascale" in instruction.attributes:
             moved = megascale_transfer(instruction, self.place)
             self.clock.network = max(self.clock.now, self.clock.network) + moved.seconds
-            total = self._totals(moved)
-            total.count += times
-            total.bytes += moved.bytes * times
-            total.seconds += moved.seconds * times
+            self._add(moved, times)
             self._pending[_rendezvous(instruction)] = (self.clock.network, moved)
         elif instruction.opcode == "recv-done":
-            self._end(_rendezvous(instruction), times)
+            received = self.module.origin(inside, instruction.operands[0])
+            self._end(_rendezvous(received), times)
 
 
 def _rendezvous(instruction: Instruction) -> str:
     """What a send and the receive that answers it have in common."""
     match = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
-    name = match.group(1) if match else instruction.attribute("channel_id")
-    return f"dcn {re.sub(r'(send|recv)', '', name)}"
+    return match.group(1) if match else instruction.name
 
 
 def _async_stage(module: Module, fusion: Instruction) -> str:
