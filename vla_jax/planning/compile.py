@@ -124,9 +124,13 @@ def _run(request: Request, directory: Path, deadline: float) -> dict[str, Any] |
             start_new_session=True,
         )
         try:
+            before: list[int] = []  # still growing files are not the end
             while process.poll() is None:
-                if request.quick and _schedule_is_there(directory):
-                    return None
+                if request.quick:
+                    now = _written(directory)
+                    if now and now == before:
+                        return None
+                    before = now
                 if time.monotonic() > deadline:
                     raise RuntimeError(
                         f"compiling for {request.topology.name} took longer than "
@@ -168,10 +172,18 @@ _MEMORY = "after_optimizations-memory-usage-report.txt"
 _AFTER = "debug_options"  # what XLA writes next
 
 
-def _schedule_is_there(directory: Path) -> bool:
+def _written(directory: Path) -> list[int]:
+    """Sizes of what a quick compilation waits for; empty while some of it is missing."""
     if not (directory / PLACEMENT).exists():
-        return False
-    return all(_dumps(directory, suffix) for suffix in (_SCHEDULE, _MEMORY, _AFTER))
+        return []
+    found = [_dumps(directory, suffix) for suffix in (_SCHEDULE, _MEMORY, _AFTER)]
+    if not all(found):
+        return []
+    with found[0][0].open("rb") as schedule:
+        schedule.seek(-min(64, schedule.seek(0, os.SEEK_END)), os.SEEK_END)
+        if not schedule.read().rstrip().endswith(b"}"):
+            return []
+    return [path.stat().st_size for paths in found for path in paths]
 
 
 def _refusal(result: dict[str, Any], directory: Path, seconds: float) -> DoesNotFit:

@@ -90,7 +90,7 @@ def simulate(
     """
     walk = _Walk(module, place, efficiency, use_estimates)
     walk.computation(module.entry, 1.0)
-    compute = walk.by_kind["matrix"] + walk.by_kind["memory"]
+    compute = walk.by_kind.get("matrix", 0.0) + walk.by_kind.get("memory", 0.0)
     return StepTime(
         flops=walk.total.flops,
         bytes=walk.total.bytes,
