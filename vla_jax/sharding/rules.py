@@ -92,7 +92,7 @@ def param_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> 
 def _fsdp_places(axes: str, sizes: list[int], fsdp: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Which dimension each of the two fsdp axes may split, best first."""
     able = [i for i, axis in enumerate(axes) if axis != "."]
-    able.sort(key=lambda i: (axes[i] != "D", -sizes[i]))
+    able.sort(key=lambda i: (axes[i] != "V", axes[i] != "D", -sizes[i]))
     yield from ((i, i) for i in able if sizes[i] % math.prod(fsdp) == 0)
     for i, j in itertools.permutations(able, 2):
         if sizes[i] % fsdp[0] == 0 and sizes[j] % fsdp[1] == 0:
