@@ -103,3 +103,20 @@ def test_attention_kernels_are_counted_without_hidden_blocks():
     cost = one(kernel)
     assert cost.flops == 2 * 2 * (2 * 4 * 256 * 256 * 64) * 3 / 4
     assert cost.tiled_flops == pytest.approx(cost.flops * 0.95 / 0.45)
+
+
+def test_naming_memory_costs_nothing():
+    big = "f32[1000,1000]{1,0}"
+    named = one(f'  ROOT %c = {big} custom-call(), custom_call_target="AllocateBuffer"')
+    assert named == Cost()
+    done = (
+        f"%done (p: {big}, q: {big}) -> {big} {{\n  %p = {big} parameter(0)\n"
+        f"  %q = {big} parameter(1)\n  ROOT %r = {big} custom-call(%p, %q),"
+        ' custom_call_target="AsyncCollectiveDone"\n}\n'
+    )
+    ended = one(
+        f"  %a = {big} parameter(0)\n  %b = {big} parameter(1)\n"
+        f"  ROOT %f = {big} fusion(%a, %b), kind=kCustom, calls=%done",
+        done,
+    )
+    assert ended == Cost()

@@ -12,7 +12,7 @@ from vla_jax.models.decoder import Embedder
 from vla_jax.sharding.mesh import BATCH_AXES, MeshConfig, batch_sharding, make_mesh
 from vla_jax.sharding.vocabulary import look_up, vocabulary_axes
 
-V, D, B, T = 64, 16, 16, 6
+V, D, B, T = 128, 16, 16, 6
 NAME = "llm/embedder/input_embedding"
 
 
@@ -42,7 +42,7 @@ def test_split_rows_give_the_same_as_a_whole_table(mesh):
 
     def split(params: dict, tokens: jax.Array):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            axes = vocabulary_axes(NAME, (V, D))
+            axes = vocabulary_axes(NAME, (V, D), B * T)
             assert axes
             return results(params, tokens)
 
@@ -61,17 +61,20 @@ def test_rows_are_handed_over_without_rounding():
 
     def split(table: jax.Array, tokens: jax.Array) -> jax.Array:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return look_up(table, tokens, vocabulary_axes(NAME, (V, D)), jnp.dtype("bfloat16"))
+            return look_up(table, tokens, vocabulary_axes(NAME, (V, D), B * T), jnp.dtype("bfloat16"))
 
-    np.testing.assert_array_equal(jax.jit(split)(table, tokens), table[tokens].astype("bfloat16"))
+    found = jax.jit(split)(table, jax.device_put(tokens, batch_sharding(mesh)))
+    np.testing.assert_array_equal(found, table[tokens].astype("bfloat16"))
 
 
 def test_without_a_mesh_or_with_another_split_nothing_changes():
-    assert vocabulary_axes(NAME, (V, D)) == ()
+    assert vocabulary_axes(NAME, (V, D), B * T) == ()
     with jax.sharding.use_abstract_mesh(make_mesh(MeshConfig(8, 1, 1)).abstract_mesh):
-        assert vocabulary_axes(NAME, (V, D)) == ()
+        assert vocabulary_axes(NAME, (V, D), B * T) == ()
     # 257,152 rows do not divide over 8 x 32.
     mesh = jax.sharding.AbstractMesh((1, 16, 16, 1), ("data", *BATCH_AXES[1:], "tensor"))
     with jax.sharding.use_abstract_mesh(mesh):
-        assert vocabulary_axes(NAME, (257_152, 2048)) == ()
-        assert vocabulary_axes(NAME, (256_000, 4096)) == BATCH_AXES[1:]
+        assert vocabulary_axes(NAME, (257_152, 2048), 100) == ()
+        assert vocabulary_axes(NAME, (256_000, 4096), 100) == BATCH_AXES[1:]
+        # With more positions than words the table is smaller.
+        assert vocabulary_axes(NAME, (256_000, 4096), 256_001) == ()

@@ -236,7 +236,7 @@ class Embedder(nn.Module):
     def encode(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """int [B, T] -> [B, T, D]."""
         table = self.input_embedding
-        axes = vocabulary_axes(_TABLE, table.shape)
+        axes = vocabulary_axes(_TABLE, table.shape, tokens.size)
         if axes and tokens.shape[0] % batch_shards(jax.sharding.get_abstract_mesh()) == 0:
             rows = look_up(table, tokens, axes, dtype)
         else:
@@ -247,7 +247,7 @@ class Embedder(nn.Module):
         """[..., D] -> float32 [..., V], or [..., R] for R embedding rows."""
         table = self.input_embedding if rows is None else self.input_embedding[rows]
         flat = x.reshape(-1, x.shape[-1])
-        axes = () if rows is not None else vocabulary_axes(_TABLE, table.shape)
+        axes = () if rows is not None else vocabulary_axes(_TABLE, table.shape, len(flat))
         if axes:
             y = multiply(flat, table, axes)
         else:

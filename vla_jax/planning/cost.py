@@ -24,6 +24,12 @@ FREE = frozenset(
 
 KERNEL = "tpu_custom_call"
 
+# Custom calls that name memory, and do nothing with it.
+_NAMES = re.compile(
+    r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound'
+    r'|GatherScatterIndicesBitpacked|AsyncCollective\w+)"'
+)
+
 # Kernels reach 45% of the peak where plain products reach 95%.
 _KERNEL_SLOWNESS = 0.95 / 0.45
 
@@ -58,7 +64,7 @@ class Costs:
         self._flops: dict[str, tuple[float, float]] = {}
 
     def of(self, computation: Computation, instruction: Instruction) -> Cost:
-        if instruction.opcode in FREE:
+        if instruction.opcode in FREE or _only_names(instruction):
             return Cost()
         flops, tiled = self._instruction_flops(computation, instruction)
         return Cost(flops, tiled, float(self._traffic(computation, instruction)))
@@ -149,7 +155,7 @@ class Costs:
             called = self.module[result.called[0]]
             if called.root.opcode != "tuple":
                 return self._written(called, called.root, array)
-        if result.opcode == "parameter" or is_collective(result.opcode):
+        if result.opcode == "parameter" or is_collective(result.opcode) or _only_names(result):
             return 0
         return array.bytes
 
@@ -269,6 +275,10 @@ def _blocks_done(module: Module, computation: Computation, kernel: Instruction) 
 def _shapes(computation: Computation, instruction: Instruction) -> tuple[Array, Array]:
     first, second = (computation.by_name[name].shape[0] for name in instruction.operands[:2])
     return first, second
+
+
+def _only_names(instruction: Instruction) -> bool:
+    return instruction.opcode == "custom-call" and bool(_NAMES.search(instruction.attributes))
 
 
 def _in_hbm(instruction: Instruction) -> bool:

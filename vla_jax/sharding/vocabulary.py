@@ -1,7 +1,8 @@
 """An embedding table of which each device holds some rows: looked up and multiplied where it lies.
 
-Gathering the table would move and hold all of it, forward and backward, in every step; tokens and
-hidden states of the few positions with a loss are far smaller.
+Gathering the table would move and hold all of it, forward and backward, in every step. Where the
+positions of a batch are fewer than the words, as with short texts and a loss on answers alone, what
+belongs to positions is smaller, and that is moved instead.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from vla_jax.sharding.mesh import BATCH_AXES, FSDP
 from vla_jax.sharding.rules import param_spec
 
 
-def vocabulary_axes(name: str, shape: tuple[int, int]) -> tuple[str, ...]:
+def vocabulary_axes(name: str, shape: tuple[int, int], positions: int) -> tuple[str, ...]:
     """Mesh axes over which a table [V, D] is split by rows, in the mesh that is in use.
 
-    Empty where no mesh is in use, or where this table is split otherwise.
+    Empty where no mesh is in use, where this table is split otherwise, and where it is not worth it.
+
+    Args:
+      positions: of the whole batch, that ask for a row each or are multiplied with all.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.shape[axis] for axis in ("tensor", *FSDP)) == 1:
@@ -27,7 +31,7 @@ def vocabulary_axes(name: str, shape: tuple[int, int]) -> tuple[str, ...]:
     spec = param_spec(name, shape, mesh)
     axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
     by_rows = axes in (FSDP, ("tensor", *FSDP)) and not any(tuple(spec)[1:])
-    return axes if by_rows else ()
+    return axes if by_rows and positions < shape[0] * mesh.shape["data"] else ()
 
 
 def look_up(
