@@ -1,9 +1,9 @@
 """The TPU compiler's schedules of `toy.toy_program`, without what nobody reads, and where they ran.
 
-    v5e_replicas  v5e:4x4, data 4 x fsdp 4; width 1,024, inner 4,096, 64 rows
-    v5e_windowed  v5e:4x4, fsdp 16, likewise: products in windows; after code generation
-    v5e_slices    v5e:4x4*2, a copy on each slice, likewise
-    v5p_sparse    v5p:4x4x4, data 4 x fsdp 16; width 2,048; transfers on sparse cores
+v5e_replicas  v5e:4x4, data 4 x fsdp 4; width 1,024, inner 4,096, 64 rows
+v5e_windowed  v5e:4x4, fsdp 16, likewise: products in windows; after code generation
+v5e_slices    v5e:4x4*2, a copy on each slice, likewise
+v5p_sparse    v5p:4x4x4, data 4 x fsdp 16; width 2,048; transfers on sparse cores
 """
 
 from __future__ import annotations

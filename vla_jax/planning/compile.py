@@ -194,9 +194,7 @@ def _refusal(result: dict[str, Any], directory: Path, seconds: float) -> DoesNot
     )
     if sizes:
         unit = {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2**10}
-        needed, budget = (
-            float(sizes.group(i)) * unit[sizes.group(i + 1)] for i in (1, 3)
-        )
+        needed, budget = (float(sizes.group(i)) * unit[sizes.group(i + 1)] for i in (1, 3))
         placement = json.loads((directory / PLACEMENT).read_text())
         return DoesNotFit(needed, budget, seconds, placement["bytes"])
     if "No such compile option" in message:

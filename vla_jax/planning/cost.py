@@ -124,9 +124,7 @@ class Costs:
         """Bytes of a parameter that are read: slices of it where only slices are used."""
         total = 0
         for user in inner.users[value.name]:
-            if user.opcode in ("dynamic-slice", "slice"):
-                total += user.bytes
-            elif user.opcode == "gather" and user.operands[0] == value.name:
+            if user.opcode in ("dynamic-slice", "slice") or (user.opcode == "gather" and user.operands[0] == value.name):
                 total += user.bytes
             elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
                 continue  # in place

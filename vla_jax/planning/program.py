@@ -99,14 +99,16 @@ def serving_program(settings: dict[str, Any], devices: list[Any]) -> Program:
     )
     decode = make_decoder(model, "text", eos_id=1, pad_id=0, max_answer_tokens=answer)
     if model.state_size:
-        state = State(array(model.state_size, dtype=jnp.float32), array(dtype=jnp.bool_))
-        function = jax.jit(lambda params, state, *rest: decode(params, *rest, state=state))
-        function.__name__ = "decode"
-        arguments = (params, state, *inputs)
+        measured = array(model.state_size, dtype=jnp.float32), array(dtype=jnp.bool_)
+
+        def of_state(params: Any, values: jax.Array, valid: jax.Array, *rest: jax.Array):
+            return decode(params, *rest, state=State(values, valid))
+
+        name, function, arguments = "of_state", jax.jit(of_state), (params, *measured, *inputs)
     else:
-        function, arguments = decode, (params, *inputs)
+        name, function, arguments = "decode", decode, (params, *inputs)
     parts = {"parameters": params, "batch": arguments[1:]}
-    return Program("decode", function, parts, mesh, arguments)
+    return Program(name, function, parts, mesh, arguments)
 
 
 def bytes_per_device(tree: Any) -> int:

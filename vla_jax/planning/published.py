@@ -112,7 +112,8 @@ def _causal_kernel(q, k, v, mask, scale: float, softcap: float | None) -> jax.Ar
     def of_rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         kernel = splash_attention.make_splash_mha_single_device(causal, block_sizes=blocks)
         q, k, v = (x.swapaxes(1, 2) for x in (q * scale, k, v))
-        return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
+        out: Any = jax.vmap(kernel)(q, k, v)
+        return out.swapaxes(1, 2)
 
     rows = PartitionSpec(BATCH_AXES)
     return jax.shard_map(of_rows, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False)(
@@ -139,7 +140,7 @@ def _loss(decoder: Decoder, params: Any, tokens: jax.Array) -> jax.Array:
         hidden, _ = module(x, place, mask)
         return module.logits(hidden)
 
-    logits = decoder.apply({"params": params}, tokens, method=forward)
+    logits: Any = decoder.apply({"params": params}, tokens, method=forward)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]))
 
 

@@ -58,12 +58,12 @@ def _time(plan: Plan) -> list[str]:
         ("tokens/s", _interval(plan.tokens / most, plan.tokens / least, "{:,.0f}")),
     ]
     if plan.mfu is not None:
-        rows.insert(0, ("MFU", _interval(*(100 * m for m in plan.mfu), "{:.1f}") + "%"))
+        rows.insert(0, ("MFU", _interval(100 * plan.mfu[0], 100 * plan.mfu[1], "{:.1f}") + "%"))
     if plan.steps is not None:
-        days = [plan.steps * s / 86_400 for s in (least, most)]
-        rows.append((f"{plan.steps:,} steps", _interval(*days, "{:.1f}") + " days"))
-        hours = [d * 24 * plan.topology.chips for d in days]
-        rows.append(("", _interval(*hours, "{:,.0f}") + " chip-hours"))
+        low, high = (plan.steps * s / 86_400 for s in (least, most))
+        rows.append((f"{plan.steps:,} steps", _interval(low, high, "{:.1f}") + " days"))
+        chips = 24 * plan.topology.chips
+        rows.append(("", _interval(low * chips, high * chips, "{:,.0f}") + " chip-hours"))
     kinds = sorted(step.by_kind.items(), key=lambda kind: -kind[1])
     spent = ", ".join(f"{name} {seconds / step.seconds:.0%}" for name, seconds in kinds if seconds)
     return [
@@ -133,5 +133,3 @@ def table(rows: Iterable[Sequence[str]], indent: str = "  ") -> list[str]:
         (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths))).rstrip()
         for row in rows
     ]
-
-

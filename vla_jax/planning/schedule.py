@@ -103,9 +103,7 @@ def simulate(
 
 
 class _Walk:
-    def __init__(
-        self, module: Module, place: Placement, efficiency: float, use_estimates: bool
-    ):
+    def __init__(self, module: Module, place: Placement, efficiency: float, use_estimates: bool):
         self.module, self.place, self.costs = module, place, Costs(module)
         self.peak = place.chip.peak_tflops * 1e12 * efficiency
         self.bandwidth = place.chip.hbm_gbyte_per_s * 1e9 * _BANDWIDTH_SHARE
@@ -257,9 +255,7 @@ class _Walk:
         hidden = 1.0 - min(stall / moved.seconds, 1.0) if moved.seconds else 1.0
         total.overlapped_bytes += moved.bytes * hidden * times
 
-    def _stall(
-        self, end: float, kind: str, total: CollectiveTotal | None, times: float
-    ) -> float:
+    def _stall(self, end: float, kind: str, total: CollectiveTotal | None, times: float) -> float:
         stall = max(end - self.clock.now, 0.0)
         self.clock.now += stall
         self.by_kind[kind] += stall * times
@@ -297,9 +293,7 @@ class _Walk:
         self.clock.copies = max(self.clock.now, self.clock.copies) + moved / self.bandwidth
         self._pending[instruction.name] = (self.clock.copies, None)
 
-    def _between_slices(
-        self, inside: Computation, instruction: Instruction, times: float
-    ) -> None:
+    def _between_slices(self, inside: Computation, instruction: Instruction, times: float) -> None:
         if instruction.opcode == "send" and "megascale" in instruction.attributes:
             moved = megascale_transfer(instruction, self.place)
             self.clock.network = max(self.clock.now, self.clock.network) + moved.seconds
@@ -319,7 +313,9 @@ def _rendezvous(instruction: Instruction) -> str:
 def _async_stage(module: Module, fusion: Instruction) -> str:
     """Which part of an asynchronous collective a fusion holds; "wait" if it is not one."""
     text = " ".join(
-        inner.attributes for inner in module.inside(fusion.called[0]) if "custom-call" in inner.opcode
+        inner.attributes
+        for inner in module.inside(fusion.called[0])
+        if "custom-call" in inner.opcode
     )
     if "AsyncCollectiveStart" in text:
         return "start"

@@ -7,12 +7,12 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 
 from vla_jax import schema
 from vla_jax.config import Config
+from vla_jax.models.presets import RematPolicy
 from vla_jax.models.vla import init_params
 from vla_jax.planning.compile import Compiled, DoesNotFit, Request, compile_program
 from vla_jax.planning.estimate import Plan, plan_training
@@ -23,7 +23,7 @@ from vla_jax.sharding.topology import Topology
 
 TRAIN = "vla_jax.planning.program:train_program"
 
-_REMATS = ("none", "dots", "full")
+_REMATS: tuple[RematPolicy, ...] = ("none", "dots", "full")
 _TENSOR = (1, 2, 4)
 _GIB = 2**30
 
@@ -42,7 +42,8 @@ class Found:
         sizes = f"{mesh.data}x{mesh.fsdp}x{mesh.tensor}"
         outer = mesh.dcn_data * mesh.dcn_fsdp
         slices = f" ({mesh.dcn_data}x{mesh.dcn_fsdp} slices)" if outer > 1 else ""
-        return f"{sizes}{slices}  remat {self.config.model.remat}  batch {self.config.train.batch_size}"
+        model, train = self.config.model, self.config.train
+        return f"{sizes}{slices}  remat {model.remat}  batch {train.batch_size}"
 
     @property
     def speed(self) -> float:
@@ -69,7 +70,9 @@ def attempt(config: Config, topology: Topology, options: dict[str, str]) -> Foun
         return Found(config, None, str(e))
     if isinstance(made, DoesNotFit):
         return Found(
-            config, None, f"needs {made.needed_gib:.1f} GiB of {made.budget_gib:.2f} for temporaries"
+            config,
+            None,
+            f"needs {made.needed_gib:.1f} GiB of {made.budget_gib:.2f} for temporaries",
         )
     return Found(config, plan_training(made, config, topology, options))
 
@@ -83,9 +86,7 @@ def search(
       jobs: compilations at a time; each takes a core and 2 GB.
       note: gets a line of progress after each.
     """
-    meshes = [
-        changed(config, mesh=mesh) for mesh in mesh_candidates(topology)
-    ]
+    meshes = [changed(config, mesh=mesh) for mesh in mesh_candidates(topology)]
     possible, refused = [], []
     for candidate in meshes:
         reason = _cannot_work(candidate, topology)
@@ -114,8 +115,11 @@ def remedies(config: Config, topology: Topology) -> Iterator[tuple[str, Config]]
             config = other
             yield f"mesh.data=1, mesh.fsdp={wider.fsdp}", config
     batch = config.train.batch_size
-    while not _cannot_work(smaller := changed(config, batch=batch // 2), topology):
+    while batch > 1:
         batch //= 2
+        smaller = changed(config, batch=batch)
+        if _cannot_work(smaller, topology):
+            return
         yield f"train.batch_size={batch}", smaller
 
 
@@ -138,7 +142,7 @@ def changed(
     config: Config,
     *,
     mesh: MeshConfig | None = None,
-    remat: Any = None,
+    remat: RematPolicy | None = None,
     batch: int | None = None,
 ) -> Config:
     """The config with another mesh, recomputation or batch."""
@@ -146,11 +150,7 @@ def changed(
         config,
         mesh=mesh or config.mesh,
         model=dataclasses.replace(config.model, remat=remat or config.model.remat),
-        train=dataclasses.replace(
-            config.train, batch_size=config.train.batch_size if batch is None else batch
-        )
-        if batch != 0
-        else config.train,
+        train=dataclasses.replace(config.train, batch_size=batch or config.train.batch_size),
     )
 
 
@@ -167,7 +167,7 @@ def _cannot_work(config: Config, topology: Topology) -> str:
     """Why a candidate need not be compiled; empty if it must be."""
     mesh = config.mesh
     data, fsdp = mesh.data * mesh.dcn_data, mesh.fsdp * mesh.dcn_fsdp
-    if config.train.batch_size < 1 or config.train.batch_size % (data * fsdp):
+    if config.train.batch_size % (data * fsdp):
         return f"a batch of {config.train.batch_size} does not divide over {data * fsdp} devices"
     params = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
     try:

@@ -1,7 +1,7 @@
 """The process that compiles: `python -m vla_jax.planning.worker DIRECTORY`.
 
-It reads `request.json` there and leaves, beside XLA's dumps, `placement.json` (before compiling) and
-`result.json` (after; a quick plan ends the process before). A process of its own, as a quick plan
+It reads `request.json` there and leaves, beside XLA's dumps, `placement.json` (before compiling)
+and `result.json` (after; a quick plan ends the process before). A process of its own, as a quick plan
 kills it in the middle of compiling and XLA reads its flags once.
 """
 
