@@ -147,10 +147,12 @@ def _parse_options(text: str, topology: Topology) -> dict[str, str]:
         return topology.compiler_options
     if text in ("", "none"):
         return {}
-    options = dict(part.lstrip("-").partition("=")[::2] for part in re.split(r"[,\s]+", text))
-    wrong = [name for name, value in options.items() if not value]
-    if wrong:
-        raise ValueError(f"--compiler_options: {wrong[0]!r} has no value: {wrong[0]}=true")
+    options = {}
+    for part in re.split(r"[,\s]+", text.strip()):
+        name, _, value = part.lstrip("-").partition("=")
+        if not value:
+            raise ValueError(f"--compiler_options: {name!r} has no value: {name}=true")
+        options[name] = value
     return options
 
 

@@ -1,7 +1,7 @@
 """A program small enough to count by hand, which the dumps in `dumps/` are of.
 
-Three layers x + relu(x W1) W2, scanned and rematerialised, and a step of gradient descent. Per layer
-a step has seven matrix products: two forward, one again (the last is not needed again), four
+Three layers x + relu(x W1) W2, scanned and rematerialised, and a step of gradient descent. Per
+layer a step has seven matrix products: two forward, one again (the last is not needed again), four
 backward. Both weights are gathered forward and backward, and their gradients scattered.
 """
 

@@ -189,7 +189,8 @@ def _written(directory: Path) -> list[int]:
 def _refusal(result: dict[str, Any], directory: Path, seconds: float) -> DoesNotFit:
     message = result["error"]
     sizes = re.search(
-        r"total memory required[^(]*\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)",
+        r"total memory required[^(]*\(([\d.]+)([KMGT])\) exceeds available HBM"
+        r" \(([\d.]+)([KMGT])\)",
         message,
     )
     if sizes:

@@ -124,9 +124,10 @@ class Costs:
         """Bytes of a parameter that are read: slices of it where only slices are used."""
         total = 0
         for user in inner.users[value.name]:
-            if user.opcode in ("dynamic-slice", "slice") or (user.opcode == "gather" and user.operands[0] == value.name):
+            first = user.operands[0] == value.name
+            if user.opcode in ("dynamic-slice", "slice") or (user.opcode == "gather" and first):
                 total += user.bytes
-            elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
+            elif user.opcode == "dynamic-update-slice" and first:
                 continue  # in place
             elif user.is_root and user.opcode == "tuple":
                 continue  # handed on

@@ -100,8 +100,8 @@ def _host(plan: Plan) -> list[str]:
     verdict = "" if host.total <= host.available else "  TOO MUCH"
     return [
         f"Memory of each of {plan.topology.hosts} hosts: {host.total:.0f} GiB of "
-        f"{host.available:.0f} GiB: data {host.data:.0f} (data.host_memory_gib), a checkpoint on its"
-        f" way {host.checkpoint:.0f}, program about {host.program:.0f}{verdict}"
+        f"{host.available:.0f} GiB: data {host.data:.0f} (data.host_memory_gib), a checkpoint on "
+        f"its way {host.checkpoint:.0f}, program about {host.program:.0f}{verdict}"
     ]
 
 

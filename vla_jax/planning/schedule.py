@@ -173,9 +173,9 @@ class _Walk:
     def _compute(self, inside: Computation, instruction: Instruction, times: float) -> None:
         cost = self.costs.of(inside, instruction)
         self._count(cost, times)
-        if instruction.opcode == "custom-call" and KERNEL in instruction.attributes:
-            if not cost.flops:
-                self.unknown.add(f"what the kernel {instruction.name} costs")
+        is_kernel = instruction.opcode == "custom-call" and KERNEL in instruction.attributes
+        if is_kernel and not cost.flops:
+            self.unknown.add(f"what the kernel {instruction.name} costs")
         matrix, memory = cost.tiled_flops / self.peak, cost.bytes / self.bandwidth
         seconds = max(matrix, memory)
         cycles = _estimated_cycles(instruction) if self.use_estimates else 0

@@ -156,9 +156,9 @@ def changed(
 
 def _variations(found: Found) -> list[Config]:
     batch = found.config.train.batch_size
-    remats = [remat for remat in _REMATS if remat != found.config.model.remat]
+    own = found.config.model.remat
     return [
-        *(changed(found.config, remat=remat) for remat in remats),
+        *(changed(found.config, remat=remat) for remat in _REMATS if remat != own),
         *(changed(found.config, batch=size) for size in (batch * 2, batch // 2) if size),
     ]
 

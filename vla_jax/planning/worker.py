@@ -1,8 +1,8 @@
 """The process that compiles: `python -m vla_jax.planning.worker DIRECTORY`.
 
 It reads `request.json` there and leaves, beside XLA's dumps, `placement.json` (before compiling)
-and `result.json` (after; a quick plan ends the process before). A process of its own, as a quick plan
-kills it in the middle of compiling and XLA reads its flags once.
+and `result.json` (after; a quick plan ends the process before). A process of its own, as a quick
+plan kills it in the middle of compiling and XLA reads its flags once.
 """
 
 from __future__ import annotations

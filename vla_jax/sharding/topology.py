@@ -64,7 +64,7 @@ CHIPS: dict[str, Chip] = {
             low_efficiency=0.7, sparse_cores=True,
         ),
         Chip(
-            "tpu7x", 94.75, 1153.5, 3690, 90, 6.25, 1.75, 3, (2, 2, 1), 944,
+            "tpu7x", 94.74, 1153.5, 3690, 90, 6.25, 1.75, 3, (2, 2, 1), 944,
             devices_per_chip=2, low_efficiency=0.7, sparse_cores=True,
         ),
     )

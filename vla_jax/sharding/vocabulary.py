@@ -17,7 +17,7 @@ from vla_jax.sharding.mesh import BATCH_AXES, FSDP
 from vla_jax.sharding.rules import param_spec
 
 
-def vocabulary_axes(name: str, shape: tuple[int, int], positions: int) -> tuple[str, ...]:
+def vocabulary_axes(name: str, shape: tuple[int, ...], positions: int) -> tuple[str, ...]:
     """Mesh axes over which a table [V, D] is split by rows, in the mesh that is in use.
 
     Empty where no mesh is in use, where this table is split otherwise, and where moving it is less.
