@@ -1,7 +1,7 @@
 """RT-2-PaLI-X-55B as the paper trains it (arXiv 2307.15818, appendix E): robot and web data 1 : 1.
 
     python -m vla_jax.plan --config=configs/rt2_pali_x_55b.py --topology=v5p:8x8x8
-    python -m vla_jax.train --config=configs/rt2_pali_x_55b.py --workdir=gs://...
+    python -m vla_jax.train --config=configs/rt2_pali_x_55b.py --workdir=...
 
 Learning rate, share of robot data and samples in all are the paper's; batches are twice as large
 and steps half as many, so that 512 chips have enough to do between two exchanges of parameters.
@@ -10,7 +10,7 @@ Data, weights and vocabulary are expected below `DATA`; any path can be overridd
 
 from ml_collections import ConfigDict
 
-DATA = "gs://my-bucket"
+DATA = "/data"
 
 
 def get_config() -> ConfigDict:
@@ -38,9 +38,11 @@ def get_config() -> ConfigDict:
                 "max_bad_records": 100,
             },
             "optimizer": {
+                "kind": "adafactor",
                 "learning_rate": 1e-3,
                 "warmup_steps": 1000,
                 "decay": "rsqrt",
+                "b1": 0.0,
             },
             "train": {
                 "steps": 40_000,

@@ -1,7 +1,7 @@
 """RT-2-PaLM-E-12B as the paper trains it (arXiv 2307.15818, appendix E): two thirds robot data.
 
     python -m vla_jax.plan --config=configs/rt2_palm_e_12b.py --topology=v5e:16x16
-    python -m vla_jax.train --config=configs/rt2_palm_e_12b.py --workdir=gs://...
+    python -m vla_jax.train --config=configs/rt2_palm_e_12b.py --workdir=...
 
 Learning rate, share of robot data and samples in all are the paper's; batches are four times as
 large and steps a quarter, so that 256 chips have enough to do between two exchanges of parameters.
@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     # PaLM's has no integers: actions take the place of the tokens that the mixture uses least.
     config.data.actions = {"token_ids": f"{DATA}/palm/least_used.json"}
     config.optimizer.learning_rate = 4e-4
+    config.optimizer.update(warmup_steps=1, constant_steps=10_000)  # PaLM's schedule
     config.train.update(steps=250_000, batch_size=2048, init_from=f"{DATA}/palm_e_12b.npz")
     config.mesh = {"data": 1, "fsdp": 256}
     return config

@@ -52,6 +52,7 @@ OWNERS = {
     "tensorflow_datasets": "data",
     "fsspec": "data",
     "apache_beam": "data",
+    "array_record": "data",
     "flax": "models",
     "orbax": "checkpoints",
     "mujoco": "envs",

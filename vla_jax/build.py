@@ -11,7 +11,7 @@ import jax
 from vla_jax import schema
 from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.build_data import RunData, build_data, make_builder, make_vocabulary
-from vla_jax.build_step import Update, build_update
+from vla_jax.build_step import Update, build_update, state_options
 from vla_jax.checkpoints.manager import CheckpointMeta, Checkpoints
 from vla_jax.checkpoints.pretrained import (
     FORMATS,
@@ -28,7 +28,7 @@ from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import init_params
 from vla_jax.sharding.mesh import MeshConfig, local_rows, make_mesh, replicated
 from vla_jax.text.prompts import PLAN_TEMPLATE
-from vla_jax.training.step import LossFn, TrainState, make_init
+from vla_jax.training.step import LossFn, TrainState, make_init, new_state
 from vla_jax.types import Params
 
 
@@ -61,7 +61,8 @@ class TrainingRun(RunData, Update):
     def fresh_state(self) -> TrainState:
         """New parameters, or those of `train.init_from`, with a new optimizer state."""
         config = self.config
-        init = make_init(config.model, self.optimizer, config.train.seed)
+        options = state_options(config)
+        init = make_init(config.model, self.optimizer, config.train.seed, **options)
         if not config.train.init_from:
             return jax.jit(init, out_shardings=self.shardings)()
         tokenizers = self.builder.action_tokenizers.values()
@@ -75,9 +76,12 @@ class TrainingRun(RunData, Update):
         )
 
         def start(params: Params) -> TrainState:
-            return {**init(), "params": params, "opt": self.optimizer.init(params)}
+            return new_state(params, self.optimizer, **options)
 
-        return jax.jit(start, out_shardings=self.shardings, donate_argnums=0)(params)
+        # Their memory is taken over by what the state keeps in float32.
+        kept = options["ema"] or options["params_dtype"] == "float32"
+        donated = (0,) if kept else ()
+        return jax.jit(start, out_shardings=self.shardings, donate_argnums=donated)(params)
 
     def restored_state(self, checkpoints: Checkpoints) -> TrainState:
         """The newest checkpoint's state. Raises ValueError if it is of another config."""
@@ -134,8 +138,10 @@ def load_initial_params(
 
 
 def _restore_params(workdir: str, like: Params, shardings: Params) -> Params:
+    """The parameters of the newest checkpoint, or their running mean if it has one; float32."""
     with Checkpoints(workdir) as checkpoints:
-        return checkpoints.restore({"params": like}, {"params": shardings})["params"]
+        key = "ema" if checkpoints.meta().config["train"].get("ema_decay") else "params"
+        return checkpoints.restore({key: like}, {key: shardings})[key]
 
 
 def _require_ordered_tokens(config: Config, tokenizers: Iterable[ActionTokenizer]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,14 @@ from vla_jax.training.augment import apply_changes, draw_changes
 from vla_jax.training.groups import freeze
 from vla_jax.training.losses import answer_loss
 from vla_jax.training.optimizer import make_optimizer
-from vla_jax.training.step import LossFn, TrainState, make_init, state_shardings
+from vla_jax.training.step import (
+    LossFn,
+    Metrics,
+    TrainState,
+    make_init,
+    make_train_step,
+    state_shardings,
+)
 from vla_jax.types import Params
 
 
@@ -52,6 +59,8 @@ class Update:
             num_sources=len(is_robot),
             integer_smoothing=train.integer_smoothing,
             exact_integers=levels,
+            label_smoothing=train.label_smoothing,
+            z_loss=train.z_loss,
         )
 
         def of_changed(params: Params, batch: dict[str, jax.Array], **more: Any):
@@ -59,6 +68,21 @@ class Update:
             return loss(freeze(params, groups), changed, **more)
 
         return of_changed
+
+    def make_step(
+        self, loss_fn: LossFn
+    ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+        """The jitted train step."""
+        train = self.config.train
+        return make_train_step(
+            self.optimizer,
+            self.shardings,
+            self.mesh,
+            loss_fn,
+            micro_batches=train.micro_batches,
+            ema_decay=train.ema_decay,
+            seed=train.seed,
+        )
 
     def _change_images(self, batch: dict[str, jax.Array], is_robot: Sequence[bool]) -> jax.Array:
         """The batch's images [B, views, h, w, 3], augmented and of the model's size."""
@@ -84,14 +108,22 @@ def build_update(config: Config, devices: Sequence[Any] | None = None) -> Update
         that its section does not fit.
     """
     mesh = make_mesh(config.mesh, devices)
-    if config.train.batch_size % batch_shards(mesh):
+    parts = config.train.micro_batches
+    if config.train.batch_size % (batch_shards(mesh) * parts):
         raise ValueError(
             f"train.batch_size {config.train.batch_size} does not divide over "
             f"{batch_shards(mesh)} devices (mesh data x fsdp)"
+            + (f" times train.micro_batches {parts}" if parts > 1 else "")
         )
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    abstract = jax.eval_shape(make_init(config.model, optimizer, config.train.seed))
+    init = make_init(config.model, optimizer, config.train.seed, **state_options(config))
+    abstract = jax.eval_shape(init)
     return Update(config, mesh, optimizer, abstract, state_shardings(abstract, mesh))
+
+
+def state_options(config: Config) -> dict[str, Any]:
+    """How the train state keeps the parameters; see `training.step.new_state`."""
+    return {"params_dtype": config.train.params_dtype, "ema": config.train.ema_decay > 0}
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

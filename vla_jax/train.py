@@ -19,7 +19,7 @@ from vla_jax.sharding.distributed import join_processes
 from vla_jax.training.flops import matmul_flops_per_s, train_flops_per_sample
 from vla_jax.training.loop import fit
 from vla_jax.training.metrics import MetricWriter
-from vla_jax.training.step import TrainState, make_train_step
+from vla_jax.training.step import TrainState
 
 
 def train(config: Config, workdir: str) -> TrainState:
@@ -51,7 +51,7 @@ def train(config: Config, workdir: str) -> TrainState:
         start = int(state["step"])
         if jax.process_index() == 0:
             (directory / "config.json").write_text(config_lib.to_json(config))
-        step = make_train_step(run.optimizer, run.shardings, run.mesh, run.loss_fn)
+        step = run.make_step(run.loss_fn)
         with MetricWriter(directory, start, active=jax.process_index() == 0) as writer:
             state = fit(
                 state,

@@ -80,6 +80,10 @@ class FlakyStore(MemoryFileSystem):
         self._request("cat", path, start, end)
         return super().cat_file(path, start=start, end=end, **kwargs)
 
+    def put_file(self, lpath, rpath, **kwargs):
+        self._request("put", rpath)
+        return super().put_file(lpath, rpath, **kwargs)
+
     def ls(self, path, **kwargs):
         self._request("ls", path)
         return super().ls(path, **kwargs)

@@ -250,8 +250,6 @@ def test_a_store_holds_the_same_bytes(configs, tmp_path, memory):
     at = "/bucket/rlds/train/"
     found = {path.removeprefix(at): file.getvalue() for path, file in memory.store.items()}
     assert found == _files(tmp_path / "train")
-    with pytest.raises(ValueError, match=r"memory://bucket/rlds/train.*local disk only"):
-        open_source("rlds", _converted("memory://bucket/rlds"))
 
 
 SLOWLY = """

@@ -312,6 +312,18 @@ def test_others_may_read_what_is_written(tmp_path):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["file"]
 
 
+def test_a_file_is_uploaded_and_in_the_end_is_there(flaky, tmp_path):
+    (tmp_path / "file").write_bytes(DATA)
+    for errors in ([], [TimeoutError("slow"), ConnectionResetError("reset")]):
+        flaky.errors[:] = errors
+        storage.upload_file(str(tmp_path / "file"), "flaky://b/deep/file")
+        assert not flaky.errors and storage.read_file("flaky://b/deep/file") == DATA
+        storage.remove_directory("flaky://b/deep")
+    flaky.errors[:] = [PermissionError("not yours")]
+    with pytest.raises(PermissionError):
+        storage.upload_file(str(tmp_path / "file"), "flaky://b/deep/file")
+
+
 def test_directories_are_removed_with_all_they_hold(tmp_path, memory):
     for place in (str(tmp_path / "d"), "memory://bucket/d"):
         for name in ("a", "deep/b"):

@@ -15,6 +15,8 @@ _MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.init_from",
+    "train.micro_batches",
+    "train.source_gradient_norms",
     "model.remat",
     "model.unroll_layers",
     "mesh",

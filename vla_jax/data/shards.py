@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 import tempfile
 import uuid
 import zipfile
@@ -252,7 +251,7 @@ def _new_file(path: str) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as directory:
             local = os.path.join(directory, "file")
             yield local
-            storage.write_file(path, pathlib.Path(local).read_bytes())
+            storage.upload_file(local, path)
         return
     directory, _, name = path.rpartition("/")
     # A name of its own, since an earlier run's process may not have ended yet. What a killed run

@@ -143,6 +143,12 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
         raise
 
 
+def upload_file(local: str, path: str | os.PathLike[str]) -> None:
+    """Copies a file from a local disk to a store, in pieces. Raises as `write_file`."""
+    system, inner = _backend(_text(path))
+    _repeat(_text(path), lambda: system.put_file(local, inner))
+
+
 def remove_directory(path: str | os.PathLike[str]) -> None:
     """Removes a directory and all that is in it; nothing happens if it is not there."""
     text = _text(path)

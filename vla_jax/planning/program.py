@@ -18,7 +18,6 @@ from vla_jax.models.lora import merge_lora
 from vla_jax.models.vla import State, init_params
 from vla_jax.sharding.mesh import batch_sharding, batch_shards, make_mesh
 from vla_jax.sharding.rules import param_shardings
-from vla_jax.training.step import make_train_step
 
 # Sources whose samples are a robot's; of a source in a file of somebody's own nothing is known.
 ROBOT_KINDS = ("episodes", "lerobot", "array_record")
@@ -50,9 +49,7 @@ def train_program(settings: dict[str, Any], devices: list[Any]) -> Program:
     config = schema.from_dict(Config, settings["config"])
     update = build_update(config, devices)
     robots = [source.kind in ROBOT_KINDS for source in config.data.sources.values()]
-    step = make_train_step(
-        update.optimizer, update.shardings, update.mesh, update.make_loss(robots, 0)
-    )
+    step = update.make_step(update.make_loss(robots, 0))
     state, batch = abstract_state(update), abstract_batch(config, update.mesh)
     parts = {
         "parameters": state["params"],

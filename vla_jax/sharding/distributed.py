@@ -13,8 +13,9 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
 
     It is one of several if the environment says so: `JAX_COORDINATOR_ADDRESS`,
     `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (what `launch/local_processes.py` sets), a TPU slice of
-    several hosts, or a Slurm step of several tasks, which JAX reads for itself. Call it before
-    anything else touches a device; without such an environment it does nothing.
+    several hosts, or a Slurm step of several tasks, which JAX reads for itself. A TPU VM's
+    environment says nothing (JAX asks the machine's metadata): there set `VLA_JAX_JOIN=1`. Call it
+    before anything else touches a device; without such an environment it does nothing.
 
     Raises:
       ValueError: only some of the three variables are set, or they are not numbers.
@@ -35,6 +36,8 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def _cluster_of_several(environment: Mapping[str, str]) -> bool:
+    if environment.get("VLA_JAX_JOIN") == "1":
+        return True
     hosts = [h for h in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]
     slices = environment.get("MEGASCALE_NUM_SLICES", "1")
     return len(hosts) > 1 or slices != "1" or int(environment.get("SLURM_NTASKS", "1")) > 1

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import jax
 from jax.sharding import Mesh
@@ -37,6 +38,14 @@ class TrainConfig:
       log_every, checkpoint_every: steps between.
       keep_checkpoints: newest ones kept.
       integer_smoothing: see `losses.answer_loss`; in bins, 0 for one-hot targets.
+      label_smoothing, z_loss: see `losses.answer_loss`; 0 for none.
+      micro_batches: parts that a batch is gone through in, one after the other, where it does not
+        fit the memory at once; the update is the same.
+      ema_decay: evaluation and policies use a running mean of the parameters, which keeps so much
+        of itself in an update, e.g. 0.9999; 0: the parameters themselves.
+      params_dtype: what parameters are kept in; see `training.step` for "bfloat16".
+      source_gradient_norms: log the norm of each source's part of the gradient, too; costs a
+        backward pass per source whenever it logs.
       augment: how images of robot samples are changed.
       init_from: parameter file (`.npz`) or run directory to start from; empty for fresh ones.
     """
@@ -48,16 +57,30 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     integer_smoothing: float = 0.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    micro_batches: int = 1
+    ema_decay: float = 0.0
+    params_dtype: Literal["float32", "bfloat16"] = "float32"
+    source_gradient_norms: bool = False
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     init_from: str = ""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
+        for name in (*counts, "micro_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        if self.integer_smoothing < 0:
+        for name in ("integer_smoothing", "z_loss"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("label_smoothing", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.batch_size % self.micro_batches:
             raise ValueError(
-                f"train.integer_smoothing must be at least 0, got {self.integer_smoothing}"
+                f"train.batch_size {self.batch_size} does not divide into train.micro_batches "
+                f"{self.micro_batches}"
             )
 
 

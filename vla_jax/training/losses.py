@@ -64,6 +64,8 @@ def answer_loss(
     num_sources: int,
     integer_smoothing: float = 0.0,
     exact_integers: int = 0,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     name_ids: np.ndarray | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross-entropy over the answer tokens of the global batch.
@@ -73,10 +75,15 @@ def answer_loss(
         labels for ordered classes; Diaz and Marathe, CVPR 2019). 0 is RT-2's plain one-hot target.
       exact_integers: the first so many integers keep one-hot targets: those that stand for the
         levels of a discrete action dimension, where 1 is not nearly 0.
+      label_smoothing: share of the target that is spread over the whole vocabulary (arXiv
+        1512.00567, section 7); the rest is the target that `integer_smoothing` makes.
+      z_loss: times the squared logarithm of the softmax's denominator, which keeps logits from
+        drifting; PaLM (arXiv 2204.02311, section 5): 1e-4.
       name_ids: adds `alignment.alignment_loss` over these names, for batches with patch labels.
 
     Returns:
-      The loss (nats per token), and float32 [num_sources] sums by source: "loss" (nats), "correct"
+      The loss (nats per token), and float32 [num_sources] sums by source: "loss" (nats, without
+      label smoothing and z-loss, so that runs with and without compare), "correct"
       (greedy token matches), "tokens", "samples", "truncated" (samples whose answer was cut),
       "left_out" (those that did not fit into their packed row, which are no samples) and "used",
       the share of the batch's positions, images included, that is not padding. Sums, not means:
@@ -94,10 +101,17 @@ def answer_loss(
         target_logit = _smoothed_target_logit(
             model, logits, target, target_logit, integer_smoothing, exact_integers
         )
-    nats = jax.nn.logsumexp(logits, axis=-1) - target_logit
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    nats = log_z - target_logit
     by_source = _sums_by_source(batch, position, num_sources, nats * weight, correct, weight)
     by_source |= _rows_by_source(batch, num_sources, image_tokens.shape[1])
-    loss = jnp.sum(by_source["loss"]) / jnp.maximum(jnp.sum(by_source["tokens"]), 1.0)
+    tokens = jnp.maximum(jnp.sum(by_source["tokens"]), 1.0)
+    loss = jnp.sum(by_source["loss"]) / tokens
+    if label_smoothing:  # of e: (1 - e) target logit + e mean logit in place of the target logit
+        spread = target_logit - jnp.mean(logits, axis=-1)
+        loss += label_smoothing * jnp.sum(spread * weight) / tokens
+    if z_loss:
+        loss += z_loss * jnp.sum(jnp.square(log_z) * weight) / tokens
     if name_ids is not None:
         loss += alignment_loss(model, params, image_tokens, batch, name_ids).loss
     return loss, by_source
@@ -138,6 +152,12 @@ def _source_at(batch: dict[str, jax.Array], position: jax.Array) -> jax.Array:
     return jnp.take_along_axis(source, example, axis=1)
 
 
+def source_of_tokens(batch: dict[str, jax.Array]) -> jax.Array:
+    """int [B, T], the source of each position of the text; of padding, any."""
+    every = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
+    return _source_at(batch, every)
+
+
 def _sums_by_source(
     batch: dict[str, jax.Array],
     position: jax.Array,
@@ -167,8 +187,7 @@ def _rows_by_source(
     left_out = batch.get("left_out", nowhere).reshape(source.shape)
     truncated = batch.get("truncated", nowhere).reshape(source.shape) & ~left_out
     rows, length = batch["tokens"].shape
-    every = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    used = total(batch["valid"], _source_at(batch, every))
+    used = total(batch["valid"], source_of_tokens(batch))
     used += total(~left_out) * (image_tokens / source.shape[1])
     return {
         "samples": total(~left_out),

@@ -16,6 +16,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,9 +26,10 @@ import tensorflow as tf
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.data import storage
+from vla_jax.data.sources.array_records import ArrayRecords
 from vla_jax.data.sources.base import Track, chunk_steps, frame_records, place
 from vla_jax.data.sources.episodes import SPEC_KEY
-from vla_jax.data.sources.records import ArrayRecords, parse_example
+from vla_jax.data.sources.records import parse_example
 from vla_jax.data.storage import FileFacts
 from vla_jax.text.prompts import PLAN_TEMPLATE, ROBOT_TEMPLATE, robot_prompts
 from vla_jax.types import Example
@@ -167,7 +170,7 @@ def open_converted(
 
     Args:
       name: for messages.
-      path: what was given as --out; on a local disk.
+      path: what was given as --out; local or in a store.
       split: its split.
       cameras: which views, in the model's order. Empty: all, in the order of the data set.
       plan: the feature that plans were converted from, if they were.
@@ -265,7 +268,7 @@ class ConvertedSource:
         shard, number = place(self._first, index, "record", self.name)
         try:
             data = self._shards.read(shard, number)
-        except (ValueError, IndexError, RuntimeError, OSError) as e:
+        except (ValueError, IndexError, RuntimeError, EOFError, OSError) as e:
             raise ValueError(
                 f"{self._record(index)} cannot be read: {e}. Copy the file again, or convert the "
                 "data again"
@@ -369,9 +372,8 @@ class ConvertedEpisodes(ConvertedSource):
     def _tables(self) -> tuple[list[int], np.ndarray]:
         """First record of each episode and the end of the last; rows of `step_dtype`."""
         try:
-            lengths = np.load(storage.join(self._directory, EPISODES), allow_pickle=False)
-            steps = np.load(storage.join(self._directory, STEPS), mmap_mode="r", allow_pickle=False)
-            steps = np.asarray(steps)  # mapped still, but without np.memmap's slow indexing
+            lengths = _map(storage.join(self._directory, EPISODES))
+            steps = _map(storage.join(self._directory, STEPS))
             starts = [0, *np.cumsum(lengths).tolist()]
             if not len(steps) == starts[-1] == len(self):
                 raise ValueError(f"{len(steps)} steps, episodes of {starts[-1]}")
@@ -384,19 +386,27 @@ class ConvertedEpisodes(ConvertedSource):
 
 
 def _read_metadata(directory: str, where: str) -> ConvertedMetadata:
-    if storage.is_remote(directory):
-        raise ValueError(
-            f"{where}: ArrayRecord files are read from a local disk only: copy the data set there"
-        )
     file = storage.join(directory, METADATA)
     if storage.exists(file):
         return ConvertedMetadata.from_json(storage.read_file(file), where=file)
-    if os.path.isdir(storage.join(directory, UNFINISHED)):
+    if storage.list_files(storage.join(directory, f"{UNFINISHED}/*")):
         raise ValueError(f"{where}: its conversion is not finished: {REMEDY}")
     raise FileNotFoundError(
         f"{where}: no {METADATA} there. Give the directory that tools/convert.py wrote to, and a "
         "split that was converted"
     )
+
+
+def _map(path: str) -> np.ndarray:
+    """The array of a .npy file, mapped; of one in a store, a copy for which no name is left."""
+    if storage.is_remote(path):
+        [facts] = storage.file_facts([path], where=path)
+        with tempfile.NamedTemporaryFile() as copy, storage.open_file(facts) as file:
+            shutil.copyfileobj(file, copy, 8 * 2**20)
+            copy.flush()
+            return _map(copy.name)
+    # A plain view of the mapping: indexing a np.memmap is slow.
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def _texts(features: Mapping[str, Any], key: str) -> str | tuple[str, ...] | None:

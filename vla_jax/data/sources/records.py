@@ -7,18 +7,17 @@ import json
 import os
 import struct
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from google.protobuf.message import DecodeError
 
 from vla_jax.data import storage
 from vla_jax.data.sources import index_files
+from vla_jax.data.sources.array_records import ArrayRecords
 from vla_jax.data.sources.base import place
 from vla_jax.data.storage import FileFacts
 
@@ -32,7 +31,7 @@ class RecordFiles:
     Args:
       name: the data set's name, for messages.
       path: directory with `dataset_info.json` and `features.json`, or one that holds a single such
-        directory, a version; in a store, too, if the records are in TFRecord files.
+        directory, a version; local or in a store.
       split: its split, e.g. "train".
 
     Raises:
@@ -114,12 +113,6 @@ class RecordFiles:
 
     def _open(self, lengths: list[int]) -> _Shards:
         kind = self.info.file_format.value if self.info.file_format else "unknown"
-        if kind == "array_record" and storage.is_remote(self.path):
-            raise ValueError(
-                f"data set {self.name!r} in {self.path}: ArrayRecord files are read from a local "
-                "disk only: copy the data set there, or make it tfrecord with "
-                "`tfds convert_format`"
-            )
         if kind == "array_record":
             return ArrayRecords(self.files, lengths, said_by="dataset_info.json")
         if kind == "tfrecord":
@@ -132,40 +125,6 @@ class RecordFiles:
 
 class _Shards(Protocol):
     def read(self, shard: int, number: int) -> bytes: ...
-
-
-class ArrayRecords:
-    """ArrayRecord files on a local disk. Readers are opened at first use and kept.
-
-    Args:
-      files: the shards.
-      lengths: records of each.
-      said_by: where the lengths are from, for messages.
-    """
-
-    def __init__(self, files: Sequence[FileFacts], lengths: Sequence[int], *, said_by: str):
-        self._files, self._lengths, self._said_by = files, lengths, said_by
-        self._readers: dict[int, Any] = {}
-        self._lock = threading.Lock()
-
-    def read(self, shard: int, number: int) -> bytes:
-        """Record `number` of a shard. Raises ValueError or RuntimeError if it cannot be read."""
-        with self._lock:
-            if shard not in self._readers:
-                self._readers[shard] = self._open(shard)
-            return self._readers[shard].read([number])[0]
-
-    def _open(self, shard: int) -> Any:
-        reader = array_record_module.ArrayRecordReader(
-            self._files[shard].path, "readahead_buffer_size:0,max_parallelism:0"
-        )
-        if reader.num_records() != self._lengths[shard]:
-            raise ValueError(
-                f"{reader.num_records()} records can be read, {self._said_by} says "
-                f"{self._lengths[shard]}: the file is cut off, damaged or of another data set; "
-                "copy or write it again"
-            )
-        return reader
 
 
 class _TfRecords:
