@@ -17,7 +17,7 @@ export TF_ENABLE_ONEDNN_OPTS := 0
 # does nothing).
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-.PHONY: help setup demo test test-beam lint clean
+.PHONY: help setup demo test test-beam test-plan lint clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -36,13 +36,19 @@ test-beam:  ## The tests of the conversion by Apache Beam
 	@$(VENV)-beam/bin/uv pip install --quiet --python $(VENV)-beam/bin/python -e '.[beam,dev]'
 	$(VENV)-beam/bin/python -m pytest tests/data/convert_test.py -W ignore:label
 
+# The TPU compiler is half a gigabyte that only planning needs.
+test-plan:  ## The tests of the plan, with the TPU compiler
+	@test -x $(VENV)-plan/bin/uv || { $(PYTHON) -m venv $(VENV)-plan; $(VENV)-plan/bin/pip install --quiet uv; }
+	@$(VENV)-plan/bin/uv pip install --quiet --python $(VENV)-plan/bin/python -r requirements.txt -e '.[plan]'
+	$(VENV)-plan/bin/python -m pytest tests/planning
+
 lint: setup  ## Format, lint and type checks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
 clean:  ## Remove .venv, caches and the demo's output
-	rm -rf $(VENV) $(VENV)-beam .pytest_cache .ruff_cache *.egg-info $(DEMO_OUT)
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-plan .pytest_cache .ruff_cache *.egg-info $(DEMO_OUT)
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps make setup a no-op until the lock or the project file changes. uv installs in half of

@@ -35,6 +35,7 @@ LAYERS = {
     "config": 6,
     "build_data": 7,
     "build_step": 7,
+    "planning": 8,
     "build": 8,
     "train": 9,
     "evaluate": 9,

@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -100,15 +100,21 @@ def from_json(text: str, *, where: str) -> Config:
         raise ValueError(f"{where}: not a config of this program: {e}") from e
 
 
-def run_main(main: Callable[..., object], **required: str) -> NoReturn:
-    """The command line of a program: `--config=FILE --config.a.b=c` and a few required flags.
+def run_main(
+    main: Callable[..., object],
+    *,
+    optional: Mapping[str, tuple[str | bool | int, str]] | None = None,
+    **required: str,
+) -> NoReturn:
+    """The command line of a program: `--config=FILE --config.a.b=c` and a few flags of its own.
 
     Calls `main(config, name=value, ...)` and exits. A mistake in the command line or in the config,
     a missing file and one that may not be written end the program with one line on stderr and exit
     code 2.
 
     Args:
-      main: takes a `Config` and the flags of `required` as keywords.
+      main: takes a `Config` and the flags as keywords.
+      optional: flag name -> (default, help); the flag's type is that of the default.
       required: flag name -> help; each is a string that must be given.
     """
     try:
@@ -120,6 +126,10 @@ def run_main(main: Callable[..., object], **required: str) -> NoReturn:
     )
     for name, text in required.items():
         flags.DEFINE_string(name, None, text)
+    define = {str: flags.DEFINE_string, bool: flags.DEFINE_bool, int: flags.DEFINE_integer}
+    for name, (default, text) in (optional or {}).items():
+        define[type(default)](name, default, text)
+    names = (*required, *(optional or ()))
     flags.mark_flags_as_required(["config", *required])
 
     def start(rest: list[str]) -> int | None:
@@ -132,7 +142,7 @@ def run_main(main: Callable[..., object], **required: str) -> NoReturn:
         except (ValueError, FileNotFoundError) as e:
             return _refuse(e)
         try:
-            main(config, **{name: flags.FLAGS[name].value for name in required})
+            main(config, **{name: flags.FLAGS[name].value for name in names})
         except (FileNotFoundError, PermissionError) as e:
             return _refuse(e)
         return None

@@ -81,7 +81,7 @@ def test_slices_are_the_outer_part_of_an_axis():
 @pytest.mark.parametrize(
     ("name", "shape", "spec"),
     [
-        ("llm/embedder/input_embedding", (4096, 128), P("tensor", FSDP)),
+        ("llm/embedder/input_embedding", (4096, 128), P(("tensor", *FSDP), None)),
         ("llm/layers/mlp/gating_einsum", (4, 2, 128, 512), P(None, None, FSDP, "tensor")),
         ("llm/layers/attn/q_einsum/w", (4, 4, 128, 32), P(None, "tensor", FSDP, None)),
         ("img/stem_0/kernel", (4, 4, 3, 48), P(None, None, None, FSDP)),

@@ -19,6 +19,9 @@ from vla_jax.models.linear import project
 from vla_jax.models.lora import adapt
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.stack import run_layers
+from vla_jax.sharding.activations import split_rows
+from vla_jax.sharding.mesh import batch_shards
+from vla_jax.sharding.vocabulary import look_up, multiply, vocabulary_axes
 
 
 class KVCache(NamedTuple):
@@ -186,7 +189,7 @@ class DecoderBlock(nn.Module):
     def __call__(
         self, x: jax.Array, cache: KVCache | None, is_global: jax.Array, context: Context
     ) -> tuple[jax.Array, KVCache | None]:
-        d = self.config.decoder
+        d, x = self.config.decoder, split_rows(x)
         attention, mlp = Attention(self.config, name="attn"), FeedForward(self.config, name="mlp")
         y = RMSNorm(name="pre_attention_norm")(x)
         attended, cache = attention(y, cache, is_global, context)
@@ -200,6 +203,9 @@ class DecoderBlock(nn.Module):
         if d.post_norms:
             y = RMSNorm(name="post_ffw_norm")(y)
         return x + y, cache
+
+
+_TABLE = "llm/embedder/input_embedding"
 
 
 class Embedder(nn.Module):
@@ -229,14 +235,24 @@ class Embedder(nn.Module):
 
     def encode(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """int [B, T] -> [B, T, D]."""
-        rows = jnp.take(self.input_embedding, tokens, axis=0).astype(dtype)
+        table = self.input_embedding
+        axes = vocabulary_axes(_TABLE, table.shape, tokens.size)
+        if axes and tokens.shape[0] % batch_shards(jax.sharding.get_abstract_mesh()) == 0:
+            rows = look_up(table, tokens, axes, dtype)
+        else:
+            rows = jnp.take(table, tokens, axis=0).astype(dtype)
         return rows * jnp.sqrt(jnp.asarray(self.width, dtype))
 
     def logits(self, x: jax.Array, rows: jax.Array | None) -> jax.Array:
         """[..., D] -> float32 [..., V], or [..., R] for R embedding rows."""
         table = self.input_embedding if rows is None else self.input_embedding[rows]
         flat = x.reshape(-1, x.shape[-1])
-        y = jnp.einsum("RD,VD->RV", flat, table.astype(x.dtype), preferred_element_type=jnp.float32)
+        axes = () if rows is not None else vocabulary_axes(_TABLE, table.shape, len(flat))
+        if axes:
+            y = multiply(flat, table, axes)
+        else:
+            table = table.astype(x.dtype)
+            y = jnp.einsum("RD,VD->RV", flat, table, preferred_element_type=jnp.float32)
         return y.reshape(*x.shape[:-1], -1)
 
 

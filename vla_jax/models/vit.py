@@ -10,6 +10,7 @@ from vla_jax.models.attention import attend
 from vla_jax.models.linear import Dense, LayerNorm, project
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.stack import run_layers
+from vla_jax.sharding.activations import split_rows
 
 
 class PatchEmbedding(nn.Module):
@@ -87,7 +88,7 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        vit = self.config.vit
+        vit, x = self.config.vit, split_rows(x)
         attention = SelfAttention(self.config, name="MultiHeadDotProductAttention_0")
         mlp = MlpBlock(vit.mlp_dim, name="MlpBlock_0")
         y = LayerNorm(bias=vit.biases, name="LayerNorm_0")(x)

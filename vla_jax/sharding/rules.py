@@ -1,10 +1,10 @@
 """Parameter name -> logical axes -> mesh axes, by one table.
 
-`tensor` splits the axes of `TENSOR_AXES`. `fsdp` splits one other dimension, the model's width if
-it divides, else the largest that does; where none divides by all of it (SigLIP So400m is 1,152
-wide and its MLP 4,304, over 256 devices) it splits two. What is small and cannot be split stays
-whole. A parameter that no rule names, or a large one that cannot be split, is an error naming it:
-sharding is never guessed.
+`tensor` splits the axes of `TENSOR_AXES`. `fsdp` splits one dimension: the vocabulary's (see
+`sharding.vocabulary`), else the model's width, if it divides, else the largest that does. Where
+none divides by all of it (SigLIP So400m is 1,152 wide and its MLP 4,304, over 256 devices) it
+splits two. What is small and cannot be split stays whole. A parameter that no rule names, or a
+large one that cannot be split, is an error naming it: sharding is never guessed.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def param_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> 
 def _fsdp_places(axes: str, sizes: list[int], fsdp: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Which dimension each of the two fsdp axes may split, best first."""
     able = [i for i, axis in enumerate(axes) if axis != "."]
-    able.sort(key=lambda i: (axes[i] != "D", -sizes[i]))
+    able.sort(key=lambda i: (axes[i] != "V", axes[i] != "D", -sizes[i]))
     yield from ((i, i) for i in able if sizes[i] % math.prod(fsdp) == 0)
     for i, j in itertools.permutations(able, 2):
         if sizes[i] % fsdp[0] == 0 and sizes[j] % fsdp[1] == 0:

@@ -135,7 +135,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         of_batch = _loss_and_gradients(loss_fn, shardings["params"], mesh, micro_batches)
-        loss, by_source, grads = of_batch(state["params"], batch)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            loss, by_source, grads = of_batch(state["params"], batch)
         # Moments and small steps need float32, whatever the parameters are kept in.
         params = _cast(state["params"], "float32")
         updates, opt = optimizer.update(_cast(grads, "float32"), state["opt"], params)
