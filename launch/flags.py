@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from launch.job import Job
-
-# All-gathers and reduce-scatters run on the SparseCores, beside the matrix units. By the compiler's
-# own schedule of a 55 B model on v5p:8x8x8 a chip then waits 0.2 s of a 3 s step for them, not 1.1;
-# it takes more HBM. v5e has no such cores, and hides all-gathers by default.
-_SPARSE_CORE = (
-    "--xla_tpu_enable_sparse_core_collective_offload_all_gather=true",
-    "--xla_tpu_enable_sparse_core_collective_offload_reduce_scatter=true",
-    "--xla_tpu_enable_sparse_core_collective_offload_2d_all_gather=true",
-    "--xla_tpu_enable_sparse_core_collective_offload_3d_all_gather=true",
-    "--xla_tpu_use_single_sparse_core_for_all_gather_offload=true",
-)
+from vla_jax.sharding.topology import CHIPS
 
 LIBTPU_FLAGS: dict[str, tuple[str, ...]] = {
-    "v4": (),
-    "v5e": (),
-    "v5p": _SPARSE_CORE,
-    "v6e": _SPARSE_CORE,
-    "tpu7x": (),
+    kind: tuple(f"--{name}={value}" for name, value in chip.compiler_options.items())
+    for kind, chip in CHIPS.items()
 }
-"""Go into LIBTPU_INIT_ARGS."""
+"""Go into LIBTPU_INIT_ARGS: those that `python -m vla_jax.plan` compiles with."""
 
 GPU_FLAGS: tuple[str, ...] = (
     # Collectives start early and end late, under the computation between (JAX, "GPU performance

@@ -26,7 +26,7 @@ def plan_row(row: Published, *, attention: str = "splash", quick: bool = True) -
     topology = parse_topology(row.topology)
     settings = {"name": row.name, "attention": attention}
     made = compile_program(
-        Request(topology, PROGRAM, settings, topology.compiler_options, quick=quick)
+        Request(topology, PROGRAM, settings, topology.chip.compiler_options, quick=quick)
     )
     if isinstance(made, DoesNotFit):
         return made
@@ -37,7 +37,7 @@ def plan_row(row: Published, *, attention: str = "splash", quick: bool = True) -
         model_flops=language_flops(row) * topology.chips,
         rows=rows,
         tokens=rows * row.sequence,
-        compiler_options=topology.compiler_options,
+        compiler_options=topology.chip.compiler_options,
     )
 
 

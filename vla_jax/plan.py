@@ -144,7 +144,7 @@ def _parse_mesh(text: str, topology: Topology) -> MeshConfig:
 
 def _parse_options(text: str, topology: Topology) -> dict[str, str]:
     if text == "chip":
-        return topology.compiler_options
+        return topology.chip.compiler_options
     if text in ("", "none"):
         return {}
     options = {}

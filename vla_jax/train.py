@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -128,26 +128,7 @@ def _train(
 
     loader = open_loader(start)
     book.lap(START_UP + "first batch")
-    data = config.data
-    with Monitor(
-        directory,
-        config.train.watch,
-        run.mixture,
-        samples_per_step=config.samples_per_step,
-        start=start,
-        steps=config.train.steps,
-        train_step=train_step,
-        book=book,
-        work=step_work(
-            config.model, data.row_lengths, config.train.batch_size, data.examples_per_row
-        ),
-        schedule=make_schedule(config.optimizer, config.train.steps),
-        stage_seconds=lambda: opened[0].stage_seconds(),
-        facts=_facts(run),
-        run_config=schema.to_plain(config),
-        print_line=_print_line,
-        active=first,
-    ) as monitor:
+    with _monitor(run, directory, start, train_step, book, lambda: opened[0]) as monitor:
         return fit(
             state,
             train_step,
@@ -162,6 +143,37 @@ def _train(
             told_to_stop=lambda: stop.asked,
             measure=run.make_measure() if config.train.source_gradient_norms else None,
         )
+
+
+def _monitor(
+    run: TrainingRun,
+    directory: Path,
+    start: int,
+    train_step: Callable[..., object],
+    book: TimeBook,
+    loader: Callable[[], Loader],
+) -> Monitor:
+    """Of a run that goes on after update `start`; `loader` gives the one in use."""
+    config, data = run.config, run.config.data
+    return Monitor(
+        directory,
+        config.train.watch,
+        run.mixture,
+        samples_per_step=config.samples_per_step,
+        start=start,
+        steps=config.train.steps,
+        train_step=train_step,
+        book=book,
+        work=step_work(
+            config.model, data.row_lengths, config.train.batch_size, data.examples_per_row
+        ),
+        schedule=make_schedule(config.optimizer, config.train.steps),
+        stage_seconds=lambda: loader().stage_seconds(),
+        facts=_facts(run),
+        run_config=schema.to_plain(config),
+        print_line=_print_line,
+        active=jax.process_index() == 0,
+    )
 
 
 def _newest_state(run: TrainingRun, checkpoints: Checkpoints) -> TrainState:

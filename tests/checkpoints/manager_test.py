@@ -23,7 +23,7 @@ from vla_jax.checkpoints.manager import (
     DamagedCheckpointError,
     Retention,
 )
-from vla_jax.sharding.mesh import MeshConfig, make_mesh
+from vla_jax.sharding.mesh import FSDP, MeshConfig, make_mesh
 
 NOBODY = 65534
 
@@ -195,7 +195,7 @@ def test_restored_onto_other_meshes(tmp_path):
     """1 device -> 8 -> 2 x 4 -> 1, bit for bit."""
     want = np.asarray(_state(1)["params"]["a"]["kernel"])
     shardings = [
-        NamedSharding(make_mesh(config, jax.devices()[:n]), PartitionSpec("fsdp", "tensor"))
+        NamedSharding(make_mesh(config, jax.devices()[:n]), PartitionSpec(FSDP, "tensor"))
         for n, config in ((1, MeshConfig(1)), (8, MeshConfig(1, 8)), (8, MeshConfig(1, 2, 4)))
     ]
     _save(tmp_path, (1,))

@@ -250,6 +250,6 @@ def test_a_slurm_step_is_one_job():
 )
 def test_which_clusters_are_joined(environment, joins, monkeypatch):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: calls.append(given))
     join_processes(environment)
     assert calls == [()] * joins

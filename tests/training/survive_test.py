@@ -25,7 +25,6 @@ from vla_jax.training.config import TrainConfig
 from vla_jax.training.guard import guarded
 from vla_jax.training.metrics import MetricWriter, read_metrics
 from vla_jax.training.preemption import Preempted
-from vla_jax.training.step import make_train_step
 
 ROOT = Path(__file__).parents[2]
 BAD_STEP, BAD_SAMPLE = 4, 26  # of 8 samples a step
@@ -90,12 +89,12 @@ def _state(workdir) -> list[np.ndarray]:
 def _after(config: Config, steps: tuple[int, ...]) -> list[np.ndarray]:
     """Parameters and optimizer after the updates of these steps alone, without a loop."""
     run = build_training(config)
-    step = make_train_step(run.optimizer, run.shardings, run.mesh, run.loss_fn)
+    step = run.make_step(run.loss_fn)
     state, loader = run.fresh_state(), run.loader(0)
     for number in range(1, max(steps) + 1):
         batch = {**next(loader), "stop": np.zeros(8, bool)}
         if number in steps:
-            state, _ = step(state, to_global(batch, run.mesh))
+            state, _ = step(state, to_global(batch, run.mesh, 8))
     return jax.tree.map(np.asarray, jax.tree.leaves((state["params"], state["opt"])))
 
 

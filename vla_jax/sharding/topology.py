@@ -10,6 +10,15 @@ from typing import Any
 
 from jax.experimental import topologies
 
+SPARSE_CORE_OPTIONS = {
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": "true",
+    "xla_tpu_use_single_sparse_core_for_all_gather_offload": "true",
+}
+"""All-gathers and reduce-scatters run on the SparseCores, beside the matrix units. It takes HBM."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -49,6 +58,11 @@ class Chip:
     low_efficiency: float = 0.9
     sparse_cores: bool = False
 
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """XLA's flags that pay on this kind of chip. v5e overlaps its all-gathers without."""
+        return dict(SPARSE_CORE_OPTIONS) if self.sparse_cores else {}
+
 
 CHIPS: dict[str, Chip] = {
     chip.kind: chip
@@ -69,14 +83,6 @@ CHIPS: dict[str, Chip] = {
         ),
     )
 }  # fmt: skip
-
-_SPARSE_CORE_OPTIONS = {
-    "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
-    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
-    "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
-    "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": "true",
-    "xla_tpu_use_single_sparse_core_for_all_gather_offload": "true",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +126,6 @@ class Topology:
             return x, y, False
         full = all(size >= 4 for size in self.shape)
         return full, full, full
-
-    @property
-    def compiler_options(self) -> dict[str, str]:
-        """XLA's flags that pay on this kind of chip. v5e overlaps its all-gathers without."""
-        return dict(_SPARSE_CORE_OPTIONS) if self.chip.sparse_cores else {}
 
 
 def parse_topology(text: str) -> Topology:

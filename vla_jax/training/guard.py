@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ def guarded(step: Step) -> Step:
       step: (state, batch) -> (state, metrics); the state has "step".
     """
 
+    @functools.wraps(step)
     def run(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, Any]]:
         stop = batch.get("stop")
         new, metrics = step(state, {k: v for k, v in batch.items() if k != "stop"})
