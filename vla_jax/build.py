@@ -163,13 +163,6 @@ def load_initial_params(
     return params
 
 
-def _restore_params(workdir: str, like: Params, shardings: Params) -> Params:
-    """The parameters of the newest checkpoint, or their running mean if it has one; float32."""
-    with Checkpoints(workdir) as checkpoints:
-        key = "ema" if checkpoints.meta().config["train"].get("ema_decay") else "params"
-        return checkpoints.restore({key: like}, {key: shardings})[key]
-
-
 def _require_ordered_tokens(config: Config, tokenizers: Iterable[ActionTokenizer]) -> None:
     """Raises ValueError where integer smoothing would blur tokens that are not in an order."""
     rows = config.model.decoder.integer_rows
@@ -211,11 +204,14 @@ def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, Checkp
             f"{workdir} was trained with vocabulary {meta.vocabulary}, this program has "
             f"{vocabulary.digest}: use the version of the code that it was trained with"
         )
-    like = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
     builder = make_builder(config.data, vocabulary, meta.action_tokenizers)
     whole = replicated(make_mesh(MeshConfig()))
-    params = _restore_params(str(workdir), like, jax.tree.map(lambda _: whole, like))
-    params = merge_lora(params, config.model)
+
+    def init() -> Params:
+        return init_params(config.model, jax.random.key(0))
+
+    shardings = jax.tree.map(lambda _: whole, jax.eval_shape(init))
+    params = merge_lora(load_run_params(workdir, init, shardings)[0], config.model)
     model = dataclasses.replace(config.model, lora_rank=0)
     policy = Policy(
         params,

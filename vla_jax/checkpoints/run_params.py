@@ -25,6 +25,8 @@ def load_run_params(
 ) -> tuple[Params, list[Change]]:
     """Parameters of a run's newest checkpoint in the form of the model, and what became of each.
 
+    Of a run that keeps a running mean of its parameters, that mean.
+
     Position embeddings are resized and the vocabulary is extended as for published weights. LoRA
     matrices and the projection of the state start fresh if the run had none; those that the model
     has no place for are left out, but learned LoRA matrices never. What keeps its shape is read
@@ -41,29 +43,28 @@ def load_run_params(
     """
     shapes, places = flatten(jax.eval_shape(init)), flatten(shardings)
     with Checkpoints(workdir) as checkpoints:
-        have = flatten(checkpoints.stored()["params"])
+        stored = checkpoints.stored()
+        key = "ema" if "ema" in stored else "params"
+        have = flatten(stored[key])
         _require_same_model(str(workdir), set(have), set(shapes))
 
         def read(name: str) -> np.ndarray:
             like = jax.ShapeDtypeStruct(have[name].shape, have[name].dtype)
             to = replicated(places[name].mesh)
-            found = checkpoints.restore(
-                {"params": unflatten({name: like})}, {"params": unflatten({name: to})}, part=True
-            )
-            return np.asarray(flatten(found["params"])[name])
+            return np.asarray(_read(checkpoints, key, {name: like}, {name: to})[name])
 
         changes, resized = {}, {}
         for name, x in have.items():
             if name not in shapes:
                 changes[name] = Change(name, "left out", str(x.shape))
                 continue
-            stored = Stored(tuple(x.shape), functools.partial(read, name))
-            resized[name], changes[name] = fit(name, stored, shapes[name].shape)
+            found = Stored(tuple(x.shape), functools.partial(read, name))
+            resized[name], changes[name] = fit(name, found, shapes[name].shape)
         same = {name: shapes[name] for name in resized if have[name].shape == shapes[name].shape}
-        params = _read_same(checkpoints, same, places)
-        for name, stored in resized.items():
+        params = _read(checkpoints, key, same, places)
+        for name, found in resized.items():
             if name not in same:
-                params[name] = place(stored.read(), shapes[name].dtype, places[name])
+                params[name] = place(found.read(), shapes[name].dtype, places[name])
 
     missing = [name for name in shapes if name not in have]
 
@@ -81,12 +82,12 @@ def load_run_params(
     return unflatten({name: params[name] for name in shapes}), list(changes.values())
 
 
-def _read_same(checkpoints: Checkpoints, same: dict, places: dict) -> dict[str, jax.Array]:
-    if not same:
+def _read(checkpoints: Checkpoints, key: str, like: dict, places: dict) -> dict[str, jax.Array]:
+    """Those of state[key] that `like` has, by name."""
+    if not like:
         return {}
-    like = {"params": unflatten(same)}
-    to = {"params": unflatten({name: places[name] for name in same})}
-    return flatten(checkpoints.restore(like, to, part=True)["params"])
+    to = unflatten({name: places[name] for name in like})
+    return flatten(checkpoints.restore({key: unflatten(like)}, {key: to}, part=True)[key])
 
 
 def _require_same_model(workdir: str, have: set[str], want: set[str]) -> None:
