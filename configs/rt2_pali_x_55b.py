@@ -4,9 +4,9 @@
     python -m vla_jax.train --config=configs/rt2_pali_x_55b.py --workdir=...
 
 Learning rate, share of robot data and samples in all are the paper's; batches are twice as large
-and steps half as many, so that 512 chips have enough to do between two exchanges of parameters. Mesh, recomputation and
-compiler options are those that `vla_jax.plan` found the fastest on v5p:8x8x8.
-Data, weights and vocabulary are expected below `DATA`; any path can be overridden.
+and steps half as many, so that 512 chips have enough to do between two exchanges of parameters.
+Mesh, recomputation and compiler options are those that `vla_jax.plan` found the fastest on
+v5p:8x8x8. Data, weights and vocabulary are expected below `DATA`; any path can be overridden.
 """
 
 from ml_collections import ConfigDict

@@ -152,7 +152,7 @@ def _start_and_kill(out: Path, wanted: str, rng: random.Random) -> Kill | None:
     if wanted == "any moment" and rng.random() < 0.3:
         time.sleep(rng.uniform(0, 5))  # while it starts
     elif wanted == "any moment":
-        while process.poll() is None and b"compiled in" not in log.read_bytes()[size:]:
+        while process.poll() is None and b"start-up " not in log.read_bytes()[size:]:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 1))
     else:

@@ -144,6 +144,8 @@ def test_a_half_written_checkpoint_does_not_count_and_goes(tmp_path):
     assert not half.exists() and Checkpoints(tmp_path).latest == 2
 
 
+# Orbax leaves coroutines behind when it cannot write.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_told_with_the_next_step(tmp_path):
     """A real write that fails: files may not grow as large as the arrays are."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

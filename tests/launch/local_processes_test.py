@@ -182,7 +182,8 @@ def _tokens_by_source(data) -> np.ndarray:
 
 def _without_speeds(workdir: Path) -> list[dict[str, float]]:
     records = read_metrics(workdir)
-    return [{k: v for k, v in r.items() if not k.startswith("speed/")} for r in records]
+    own = ("speed/", "start_up/", "checkpoint/", "goodput")
+    return [{k: v for k, v in r.items() if not k.startswith(own)} for r in records]
 
 
 def _params(workdir: Path) -> dict[str, np.ndarray]:
