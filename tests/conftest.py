@@ -20,6 +20,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
         # One thread per operation: two test processes share two cores.
         "--xla_cpu_multi_thread_eigen=false",
+        # Programs are small and run a few times: they compile in half the time.
+        "--xla_backend_optimization_level=0",
     ]
 ).strip()
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict({config!r})
 """
-# Training, in which process 1 first kills itself after step 3, then gets SIGTERM after step 6.
+# Training, in which process 1 first kills itself after step 5, then gets SIGTERM after step 8.
 PROGRAM = """
 import os, pathlib, signal
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # compiles in half the time
@@ -35,7 +36,7 @@ read = Loader.__next__
 
 def meddle(loader):
     if jax.process_index() == 1:
-        for step, mark, number in ((3, "killed", signal.SIGKILL), (6, "told", signal.SIGTERM)):
+        for step, mark, number in ((5, "killed", signal.SIGKILL), (8, "told", signal.SIGTERM)):
             if loader.step == step and not (FOLDER / mark).exists():
                 (FOLDER / mark).touch()
                 os.kill(os.getpid(), number)
@@ -59,7 +60,7 @@ def test_subprocess_job_goes_on_after_a_kill_and_a_notice(data_sets, tmp_path, c
             "max_answer_tokens": 10,
         },
         "optimizer": {"learning_rate": 3e-3, "warmup_steps": 1, "decay": "constant"},
-        "train": {"steps": 12, "batch_size": 8, "log_every": 1, "checkpoint_every": 2},
+        "train": {"steps": 14, "batch_size": 8, "log_every": 1, "checkpoint_every": 2},
     }
     (tmp_path / "config.py").write_text(CONFIG.format(config=config))
     (tmp_path / "program.py").write_text(PROGRAM.format(folder=str(tmp_path)))
@@ -76,19 +77,20 @@ def test_subprocess_job_goes_on_after_a_kill_and_a_notice(data_sets, tmp_path, c
     assert "process 1 was killed by SIGKILL: ending the others" in out
     assert "[0] process 0: another process of the job is gone" in out
     assert "exit code 137: restart 1 of 1" in out
-    assert f"[0] resumed {tmp_path}/job at step 2" in out
+    # Of step 4, unless that was not written yet.
+    assert re.search(rf"\[0\] resumed {tmp_path}/job at step [24]\n", out)
     # Process 1 alone is told; both stop after the same step, with all saved.
     assert "[1] SIGTERM: stopping after the step in flight" in out
     (stopped,) = (line for line in out.splitlines() if "told to stop: saved at step" in line)
     step = int(stopped.split("step ")[1].split(",")[0])
-    assert 6 < step < 12 and out.count("told to stop") == 1
+    assert 8 < step < 14 and out.count("told to stop") == 1
 
     # What two processes began, one on eight devices ends.
     for name in ("job", "alone"):
         train(parse(load_config(tmp_path / "config.py")), str(tmp_path / name))
     assert f"resumed {tmp_path}/job at step {step}" in capsys.readouterr().out
     job, alone = (read_metrics(tmp_path / name) for name in ("job", "alone"))
-    assert [r["step"] for r in job] == [r["step"] for r in alone] == list(range(1, 13))
+    assert [r["step"] for r in job] == [r["step"] for r in alone] == list(range(1, 15))
     np.testing.assert_allclose([r["loss"] for r in job], [r["loss"] for r in alone], rtol=1e-4)
 
 
