@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from vla_jax.models.presets import AttentionBackend
+from vla_jax.sharding.activations import on_own_rows
 
 
 def attend(
@@ -72,21 +76,29 @@ def _splash(q, k, v, mask, scale: float, softcap: float | None) -> jax.Array:
         pad = [(0, -x.shape[i] % _SPLASH_BLOCK if i in axes else 0) for i in range(x.ndim)]
         return jnp.pad(x, pad)
 
-    def row(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    def row(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, interpret: bool):
         """One row of the batch; axes N T H, K S H and T S."""
         kernel = splash_attention.make_splash_mha_single_device(
             jnp.broadcast_to(mask, (n, *mask.shape)),
             attn_logits_soft_cap=softcap,
-            interpret=jax.default_backend() != "tpu",
+            interpret=interpret,
         )
         # Under jit this flag of a mask made of arrays is one too, and the kernel branches on it.
         for info in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
             if (made := getattr(kernel, info)) is not None:
                 setattr(kernel, info, made._replace(is_dynamic_mask=True))
-        return kernel(q * scale, k, v)  # pyright: ignore[reportReturnType]
+        return kernel(q * scale, k, v)
+
+    def rows(*arrays: jax.Array) -> jax.Array:
+        # By what is compiled for, which need not be what runs the compiler.
+        compiled, interpreted = (
+            jax.vmap(functools.partial(row, interpret=interpret)) for interpret in (False, True)
+        )
+        out: Any = jax.lax.platform_dependent(*arrays, tpu=compiled, default=interpreted)
+        return out
 
     q, k, v = (padded(x.swapaxes(1, 2), 2) for x in (q, k, v))
-    out = jax.vmap(row)(q, k, v, padded(mask, 1, 2))
+    out = on_own_rows(rows, q, k, v, padded(mask, 1, 2))
     return out[:, :, :t].swapaxes(1, 2)
 
 

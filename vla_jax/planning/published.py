@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental.pallas.ops.tpu import splash_attention
-from jax.sharding import PartitionSpec
 
 from vla_jax.models import attention
 from vla_jax.models.decoder import Decoder
 from vla_jax.models.presets import PRESETS, VITS, DecoderConfig, ModelConfig
 from vla_jax.planning.program import Program
-from vla_jax.sharding.mesh import BATCH_AXES, MeshConfig, batch_sharding, make_mesh
+from vla_jax.sharding.activations import on_own_rows
+from vla_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from vla_jax.training.optimizer import OptimizerConfig, make_optimizer
 from vla_jax.training.step import TrainState, make_train_step, state_shardings
 
@@ -102,7 +102,7 @@ def language_program(settings: dict[str, Any], devices: list[Any]) -> Program:
 
 
 def _causal_kernel(q, k, v, mask, scale: float, softcap: float | None) -> jax.Array:
-    """Causal attention [B, T, N, H] by Pallas; each chip has its rows, which XLA cannot know."""
+    """Causal attention [B, T, N, H] by Pallas."""
     del mask, softcap
     length, heads = q.shape[1], q.shape[2]
     causal = splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads)
@@ -115,10 +115,7 @@ def _causal_kernel(q, k, v, mask, scale: float, softcap: float | None) -> jax.Ar
         out: Any = jax.vmap(kernel)(q, k, v)
         return out.swapaxes(1, 2)
 
-    rows = PartitionSpec(BATCH_AXES)
-    return jax.shard_map(of_rows, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False)(
-        q, k, v
-    )
+    return on_own_rows(of_rows, q, k, v)
 
 
 def _init_decoder(decoder: Decoder, x: jax.Array, positions: jax.Array, mask: jax.Array) -> Any:
