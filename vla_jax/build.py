@@ -108,9 +108,18 @@ class TrainingRun(RunData, Update):
 
     def restored_state(self, checkpoints: Checkpoints) -> TrainState:
         """The newest checkpoint's state. Raises ValueError if it is of another config."""
-        meta = checkpoints.meta()
+        meta = with_defaults(checkpoints.meta())
         require_same_config(meta, self.meta(meta.step), where=str(checkpoints.directory))
         return checkpoints.restore(self.abstract, self.shardings)
+
+
+def with_defaults(meta: CheckpointMeta) -> CheckpointMeta:
+    """Keys that its program did not know yet get their defaults, which is what it did."""
+    try:
+        config = schema.to_plain(schema.from_dict(Config, meta.config))
+    except ValueError:  # has a key that this program does not know: named where they are compared
+        return meta
+    return dataclasses.replace(meta, config=config)
 
 
 def build_training(config: Config, stored: CheckpointMeta | None = None) -> TrainingRun:

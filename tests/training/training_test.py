@@ -13,9 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from vla_jax.build import build_training, load_policy
+from vla_jax.build import build_training, load_policy, with_defaults
 from vla_jax.build_step import abstract_batch, abstract_state
 from vla_jax.checkpoints.manager import Checkpoints
+from vla_jax.checkpoints.same_config import require_same_config
 from vla_jax.config import Config
 from vla_jax.data.mixture import Mixture
 from vla_jax.models.vla import Vla, init_params
@@ -336,6 +337,18 @@ def test_a_run_of_packed_rows_has_the_loss_of_its_samples(data_sets):
     for key in ("loss", "correct", "tokens", "samples"):
         np.testing.assert_allclose(losses[0][1][key], losses[1][1][key], rtol=1e-5)
     assert runs[0].meta(3).next_sample == runs[1].meta(3).next_sample == 48
+
+
+def test_a_checkpoint_from_before_a_key_has_its_default(data_sets):
+    now = build_training(make_config(data_sets)).meta(2)
+    train = {k: v for k, v in now.config["train"].items() if k not in ("z_loss", "watch")}
+    before = dataclasses.replace(now, config=now.config | {"train": train})
+    with pytest.raises(ValueError, match=r"train\.z_loss: the checkpoint has None"):
+        require_same_config(before, now, where="there")
+    require_same_config(with_defaults(before), now, where="there")
+    unknown = dataclasses.replace(now, config=now.config | {"gone": 1})
+    with pytest.raises(ValueError, match="gone: the checkpoint has 1"):
+        require_same_config(with_defaults(unknown), now, where="there")
 
 
 def test_what_is_compiled_without_data_is_what_the_loader_gives(data_sets):
