@@ -8,6 +8,7 @@ import random
 import shutil
 import socket
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,10 +21,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
         # One thread per operation: two test processes share two cores.
         "--xla_cpu_multi_thread_eigen=false",
-        # Programs are small and run a few times: they compile in half the time.
-        "--xla_backend_optimization_level=0",
     ]
 ).strip()
+# Most programs are small and run a few times: so they compile in half the time.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"  # or TensorFlow announces them at every import
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -73,6 +74,16 @@ def pytest_configure() -> None:
     socket.socket.connect = guarded_connect  # type: ignore[method-assign]
     socket.socket.connect_ex = guarded_connect_ex  # type: ignore[method-assign]
     socket.getaddrinfo = guarded_getaddrinfo
+
+
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """For tests that run their programs for long."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from vla_jax import config as config_lib
 from vla_jax.checkpoints.params_file import load_params
@@ -18,6 +19,8 @@ from vla_jax.evaluation.vqa import POINT_TOLERANCE, integer_pieces
 from vla_jax.models.vla import init_params
 from vla_jax.text.prompts import question_prompt
 from vla_jax.text.vocabulary import Vocabulary
+
+pytestmark = pytest.mark.usefixtures("optimized")
 
 ROOT = Path(__file__).parents[2]
 

@@ -23,6 +23,8 @@ from vla_jax.text.prompts import PLAN_TEMPLATE, question_prompt, robot_prompt
 from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.types import Example
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 CONFIG = ModelConfig("tiny", image_size=28, compute_dtype="float32", image_sees_text=False)
 SPEC = end_effector_spec("test", max_position_m=0.1, max_rotation_rad=0.5, control_hz=3)
 VOCABULARY = Vocabulary()
