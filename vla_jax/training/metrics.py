@@ -70,7 +70,7 @@ class MetricWriter:
         if path.exists():
             kept = [r for r in read_metrics(workdir) if r["step"] <= start_step]
             path.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        self._file = path.open("a")
+        self._metrics = path
         self._events = workdir / "events.jsonl"
         self._tensorboard = EventFileWriter(str(workdir / "tensorboard"))
 
@@ -83,7 +83,6 @@ class MetricWriter:
     def close(self) -> None:
         if not self._active:
             return
-        self._file.close()
         self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
@@ -92,8 +91,8 @@ class MetricWriter:
         """Records scalars at `step` (updates finished so far)."""
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
+        # Closed each time: a mounted bucket keeps what is not.
+        json_lines.append(self._metrics, {"step": step, **scalars})
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         self._tensorboard.add_event(
             TensorBoardEvent(step=step, wall_time=time.time(), summary=Summary(value=values))
