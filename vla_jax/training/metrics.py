@@ -70,6 +70,7 @@ class MetricWriter:
         if path.exists():
             kept = [r for r in read_metrics(workdir) if r["step"] <= start_step]
             path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        path.touch()
         self._metrics = path
         self._events = workdir / "events.jsonl"
         self._tensorboard = EventFileWriter(str(workdir / "tensorboard"))
