@@ -50,6 +50,6 @@ def get_config(mixture: str = "rtx") -> ConfigDict:
                 "augment": {"crop": 0.9, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2},
                 "init_from": f"{DATA}/paligemma",
             },
-            "mesh": {"fsdp": 16},
+            "mesh": {"fsdp": 32},
         }
     )
