@@ -332,7 +332,8 @@ def test_flags_are_known_to_the_compilers():
 def test_the_examples_train_what_is_there(file):
     job = load(file)
     config = parse(load_config(ROOT / job.config, job.overrides))
-    assert config.mesh.data * config.mesh.fsdp == job.chips.chips
+    data = job.chips.chips // config.mesh.fsdp if config.mesh.data == -1 else config.mesh.data
+    assert data * config.mesh.fsdp == job.chips.chips
     assert config.train.batch_size % job.chips.chips == 0
 
 
