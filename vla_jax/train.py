@@ -54,6 +54,11 @@ def train(config: Config, workdir: str, book: TimeBook | None = None) -> TrainSt
       CheckpointWriteError: no room for checkpoints, or no permission.
       LostProcessError: another process of the job is gone.
     """
+    if "://" in workdir:
+        raise PermissionError(
+            f"cannot write to --workdir {workdir}: mount the bucket and give the directory, see "
+            "launch/README.md"
+        )
     directory = Path(workdir)
     book = TimeBook() if book is None else book
     _require_writable(directory)

@@ -351,6 +351,11 @@ def test_a_checkpoint_from_before_a_key_has_its_default(data_sets):
         require_same_config(with_defaults(unknown), now, where="there")
 
 
+def test_a_bucket_is_no_workdir(data_sets):
+    with pytest.raises(PermissionError, match="gs://bucket/run: mount the bucket"):
+        train(make_config(data_sets), "gs://bucket/run")
+
+
 def test_what_is_compiled_without_data_is_what_the_loader_gives(data_sets):
     """`abstract_batch` and `abstract_state` have the shapes and dtypes of a real run."""
     config = make_config(data_sets)
