@@ -17,7 +17,6 @@ from vla_jax.build import load_policy
 from vla_jax.build_data import build_data
 from vla_jax.config import load_config, parse
 from vla_jax.sharding.distributed import join_processes
-from vla_jax.train import train
 from vla_jax.training.metrics import read_metrics
 from vla_jax.tree import flatten
 
@@ -91,10 +90,10 @@ def _train(folder: Path, workdir: str, count: int, steps: int) -> list[list[tupl
     """Trains with `count` processes of one device; -> (source, record) that each has read."""
     reads = folder / f"reads_{workdir}_{count}"
     options = [f"--config={folder}/config.py", f"--workdir={folder / workdir}"]
-    command = ["-m", "vla_jax.train", *options, f"--config.train.steps={steps}"]
+    train = ["-m", "vla_jax.train", *options, f"--config.train.steps={steps}"]
     # Compiles in half the time.
     quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    done = _run(count, sys.executable, *command, READS=str(reads), **quick)
+    done = _run(count, sys.executable, *train, READS=str(reads), **quick)
     assert done.returncode == 0, done.stdout
     assert f"[0] step {steps}/{steps}" in done.stdout and "[1] step" not in done.stdout
     lines = [Path(f"{reads}.{p}").read_text().splitlines() for p in range(count)]
@@ -102,7 +101,7 @@ def _train(folder: Path, workdir: str, count: int, steps: int) -> list[list[tupl
 
 
 def test_processes_train_as_one(tmp_path):
-    """4 processes to step 3; 2, and this one, from there to 5; against one process all the way."""
+    """4 processes to step 3; 1 and 2 of them from there to 5; against one process all the way."""
     source = {"kind": "python", "path": f"{tmp_path}/sources.py"}
     config = {
         "model": {"preset": "tiny", "image_size": 28, "compute_dtype": "float32"},
@@ -124,13 +123,12 @@ def test_processes_train_as_one(tmp_path):
         "alone": _train(tmp_path, "alone", 1, STEPS),
         "four": _train(tmp_path, "four", 4, SAVED),
     }
-    for name in ("one", "two"):
+    for name, count in (("one", 1), ("two", 2)):
         shutil.copytree(tmp_path / "four", tmp_path / name)
-    read["two"] = _train(tmp_path, "two", 2, STEPS)
-    train(parse(load_config(tmp_path / "config.py")), str(tmp_path / "one"))
+        read[name] = _train(tmp_path, name, count, STEPS)
 
     data = build_data(parse(load_config(tmp_path / "config.py")))
-    for name, first, last in (("four", 0, SAVED), ("two", SAVED, STEPS)):
+    for name, first, last in (("four", 0, SAVED), ("two", SAVED, STEPS), ("one", SAVED, STEPS)):
         _require_own_rows(read[name], data.mixture, first, last)
 
     alone = _without_speeds(tmp_path / "alone")
