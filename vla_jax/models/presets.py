@@ -181,6 +181,11 @@ PRESETS: dict[str, tuple[VitConfig, DecoderConfig]] = {
             128, 4, 384, 4, 4, 32, 4096, integer_rows=_INTEGERS, query_key_similarity=2.0
         ),
     ),
+    # Half of it: the smaller of the two sizes that the experiment compares on a laptop.
+    "demo_small": (
+        VitConfig(96, 2, 288, 4, 16, stem=((32, 1), (64, 1)), decoder_positions=True),
+        DecoderConfig(96, 3, 288, 4, 4, 24, 4096, integer_rows=_INTEGERS, query_key_similarity=2.0),
+    ),
     # PaliGemma (arXiv 2407.07726) and PaliGemma 2 (arXiv 2412.03555).
     "paligemma_3b": (VITS["So400m/14"], DECODERS["gemma_2b"]),
     "paligemma2_3b": (VITS["So400m/14"], DECODERS["gemma2_2b"]),
