@@ -177,11 +177,17 @@ class Fetch:
             if (source, i) in self._bad:
                 continue
             try:
-                where, example = self._where(source, i), self._sources[source].read(i)
-                encoded = [images.to_bytes(view, where=where) for view in example.images]
+                example = self._sources[source].read(i)
+                encoded = [
+                    view
+                    if isinstance(view, bytes)
+                    else images.to_bytes(view, where=self._where(source, i))
+                    for view in example.images
+                ]
                 if source < len(self._views) and len(encoded) != self._views[source]:
                     raise ValueError(
-                        f"{where} has {len(encoded)} images, not {self._views[source]} as record 0"
+                        f"{self._where(source, i)} has {len(encoded)} images, not "
+                        f"{self._views[source]} as record 0"
                     )
                 return Row(sample, source, i, draw, example, encoded)
             except (ValueError, OSError) as e:

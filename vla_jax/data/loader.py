@@ -9,6 +9,7 @@ any number of processes.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
@@ -17,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from vla_jax.data import images
-from vla_jax.data.fetch import Fetch
+from vla_jax.data.fetch import Fetch, Locate
 from vla_jax.data.mixture import Mixture
 from vla_jax.data.packing import Packing
 from vla_jax.data.sequence import SequenceBuilder
@@ -28,6 +29,8 @@ _FOREVER = 2**40
 # Groups of rows read while others are decoded. Python runs one at a time, so more only get in each
 # other's way; `readers` is for waiting.
 _READ_AHEAD = 1
+# One call of NumPy costs as much for a few samples as for a few hundred.
+_LOCATED_AT_ONCE = 1024
 _DECODING_S = "decoding_s"  # a column on its way out of tf.data, not of the batch
 
 
@@ -83,21 +86,16 @@ class Loader:
         k = 1 if packing is None else packing.examples
         samples = (rows[:, None] * k + np.arange(k)).reshape(-1)
 
-        def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-            numbers = step * batch_size * k + samples
-            return numbers, *mixture.locate(numbers), mixture.draws(numbers)
-
+        last = _FOREVER if mixture.length is None else mixture.length // (batch_size * k)
         fetch = Fetch(
             list(sources.values()),
             builder,
-            locate,
+            _locator(mixture, samples, batch_size * k, last),
             max_bad_records=max_bad_records,
             readers=readers,
             blank=images.blank(image_size),
             packing=packing,
         )
-
-        last = _FOREVER if mixture.length is None else mixture.length // (batch_size * k)
 
         def make(start: int) -> tf.data.Dataset:
             batches = _pipeline(fetch, start, last, image_size, len(rows), threads)
@@ -205,6 +203,31 @@ def queue_bytes(rows: int, views: int, image_size: int, *, threads: int, prefetc
     image = 3 * image_size**2 * views
     # One more batch is being put together, and one is the user's.
     return image * (rows * (prefetch + 2) + _group_size(rows) * (threads + _READ_AHEAD))
+
+
+def _locator(mixture: Mixture, samples: np.ndarray, per_step: int, last: int) -> Locate:
+    """Where the samples of steps 0 .. last - 1 are, found for several steps at once.
+
+    Args:
+      samples: int64 [n], of step 0: those that this process reads.
+      per_step: samples of a step, of all processes.
+    """
+    steps = max(1, _LOCATED_AT_ONCE // len(samples))
+
+    @functools.lru_cache(maxsize=2)
+    def located(first: int) -> tuple[np.ndarray, ...]:
+        starts = np.arange(first, min(first + steps, last), dtype=np.int64) * per_step
+        numbers = (starts[:, None] + samples).reshape(-1)
+        found = numbers, *mixture.locate(numbers), mixture.draws(numbers)
+        return tuple(column.reshape(len(starts), -1) for column in found)
+
+    def locate(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        numbers, source, record, draw = (
+            column[step % steps] for column in located(step - step % steps)
+        )
+        return numbers, source, record, draw
+
+    return locate
 
 
 def _group_size(rows: int) -> int:
