@@ -10,13 +10,14 @@ import dataclasses
 import difflib
 import math
 
+from vla_jax.sharding.topology import CHIPS
+
 
 @dataclasses.dataclass(frozen=True)
 class TpuKind:
     """One generation of TPU.
 
     Attributes:
-      dimensions: of a slice's topology.
       type_prefix: of Cloud TPU's accelerator types, e.g. "v5litepod" of v5litepod-256.
       type_counts: what the number in an accelerator type counts for one chip. v4 and v5p count
         TensorCores, of which a chip has two.
@@ -25,7 +26,6 @@ class TpuKind:
       gke_machine: machine type of a GKE node, without its number of chips.
     """
 
-    dimensions: int
     type_prefix: str
     type_counts: int
     runtime: str
@@ -34,13 +34,11 @@ class TpuKind:
 
 
 TPU_KINDS = {
-    "v4": TpuKind(3, "v4", 2, "tpu-ubuntu2204-base", "tpu-v4-podslice", "ct4p-hightpu"),
-    "v5e": TpuKind(
-        2, "v5litepod", 1, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", "ct5lp-hightpu"
-    ),
-    "v5p": TpuKind(3, "v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice", "ct5p-hightpu"),
-    "v6e": TpuKind(2, "v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice", "ct6e-standard"),
-    "tpu7x": TpuKind(3, "tpu7x", 2, "", "tpu7x", "tpu7x-standard"),
+    "v4": TpuKind("v4", 2, "tpu-ubuntu2204-base", "tpu-v4-podslice", "ct4p-hightpu"),
+    "v5e": TpuKind("v5litepod", 1, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", "ct5lp-hightpu"),
+    "v5p": TpuKind("v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice", "ct5p-hightpu"),
+    "v6e": TpuKind("v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice", "ct6e-standard"),
+    "tpu7x": TpuKind("tpu7x", 2, "", "tpu7x", "tpu7x-standard"),
 }
 
 GPU_KINDS = ("a100", "h100", "h200", "b200")
@@ -133,7 +131,7 @@ def parse_accelerator(text: str) -> Accelerator:
         if len(shape) != 2:
             raise ValueError(f"accelerator {text!r}: expected GPUs of a node x nodes, as h100:8x4")
     else:
-        _require_topology(text, shape, TPU_KINDS[kind].dimensions)
+        _require_topology(text, shape, CHIPS[kind].dimensions)
     return Accelerator(kind, shape)
 
 

@@ -9,7 +9,8 @@ import yaml
 
 from launch.accelerators import TPU_KINDS
 from launch.flags import environment
-from launch.job import RESUMABLE, Job, quoted
+from launch.job import Job, quoted
+from vla_jax.training.preemption import EXIT_CODE
 
 _CONTAINER = "train"
 
@@ -97,7 +98,7 @@ def _slice(job: Job) -> dict[str, Any]:
                     "onExitCodes": {
                         "containerName": _CONTAINER,
                         "operator": "In",
-                        "values": [RESUMABLE],
+                        "values": [EXIT_CODE],
                     },
                 },
                 {
@@ -216,7 +217,7 @@ def xpk(job: Job) -> str:
         f"--max-restarts={job.restarts}",
         # xpk restarts after signals and code 42 by itself. Other codes end the job; a crash of
         # Python is 1.
-        f"--restart-on-exit-codes=1,{RESUMABLE}",
+        f"--restart-on-exit-codes=1,{EXIT_CODE}",
         f"--termination-grace-period-seconds={job.grace_s}",
         *(f"--env={name}={value}" for name, value in environment(job).items()),
         f"--command={shlex.join(job.command())}",

@@ -13,9 +13,6 @@ from typing import Any
 from launch.accelerators import Accelerator, parse_accelerator
 from vla_jax import schema
 
-RESUMABLE = 75
-"""Exit code of a process that was told to stop, has saved, and can go on (EX_TEMPFAIL)."""
-
 REFUSED = 2
 """Exit code of training that refuses its config or data: no restart will help."""
 

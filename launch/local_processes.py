@@ -23,8 +23,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-RESUMABLE = 75
-"""Exit code of a process that was told to stop and has saved."""
+from vla_jax.training.preemption import EXIT_CODE
+
 _WRONG_COMMAND = 2
 _GRACE_S = 10.0
 
@@ -100,7 +100,7 @@ def _wait(processes: list[subprocess.Popen], told: _Told) -> int:
     handed_on = 0
     while True:
         codes = [process.poll() for process in processes]
-        failed = [(code == RESUMABLE, index, code) for index, code in enumerate(codes) if code]
+        failed = [(code == EXIT_CODE, index, code) for index, code in enumerate(codes) if code]
         if failed:
             # A process whose neighbour has died ends as resumable: that is not what happened first.
             return _first_failure(processes, *min(failed)[1:])
@@ -114,7 +114,7 @@ def _wait(processes: list[subprocess.Popen], told: _Told) -> int:
 
 
 def _first_failure(processes: list[subprocess.Popen], index: int, code: int) -> int:
-    if code == RESUMABLE:
+    if code == EXIT_CODE:
         # All of them save at the same step, so the others are about to end as well.
         deadline = time.monotonic() + _GRACE_S
         while time.monotonic() < deadline and any(p.poll() is None for p in processes):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 
 from launch.flags import environment
-from launch.job import REFUSED, RESUMABLE, Job, quoted
+from launch.job import REFUSED, Job, quoted
+from vla_jax.training.preemption import EXIT_CODE
 
 # Slurm signals the processes of the step, not this script, so it is still there to queue again.
 _SCRIPT = """\
@@ -92,6 +93,6 @@ def script(job: Job) -> str:
         cpus=slurm.cpus_per_gpu,
         command=quoted(job.command(".venv/bin/python"), "  "),
         refused=REFUSED,
-        resumable=RESUMABLE,
+        resumable=EXIT_CODE,
         restarts=job.restarts,
     )

@@ -6,7 +6,8 @@ import shlex
 
 from launch.accelerators import TPU_KINDS
 from launch.flags import environment
-from launch.job import REFUSED, RESUMABLE, Job, quoted
+from launch.job import REFUSED, Job, quoted
+from vla_jax.training.preemption import EXIT_CODE
 
 # What runs on every host. The bucket is mounted there and not in the container, so that it outlives
 # the container; the limit lets a finished checkpoint's directory be renamed. A container that still
@@ -180,6 +181,6 @@ def script(job: Job) -> str:
         create=quoted(create, "    "),
         on_host=on_host,
         refused=REFUSED,
-        resumable=RESUMABLE,
+        resumable=EXIT_CODE,
         restarts=job.restarts,
     )

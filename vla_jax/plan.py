@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -66,21 +67,14 @@ def plan(
             _print_remedy(config, target, options)
         return 1
     if serving:
-        held = made.placement.mesh_sizes
-        found = plan_serving(made, config, target, options, rows or _rows_of(held))
+        shards = math.prod(made.placement.mesh_sizes[:-1])  # all but tensor
+        found = plan_serving(made, config, target, options, rows or shards)
     else:
         found = plan_training(made, config, target, options)
     print(report(found, title))
     if out:
         _write(found, title, Path(out))
     return 0
-
-
-def _rows_of(mesh_sizes: tuple[int, ...]) -> int:
-    rows = 1
-    for size in mesh_sizes[:-1]:  # all but tensor
-        rows *= size
-    return rows
 
 
 def _search(

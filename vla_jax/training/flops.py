@@ -9,18 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from vla_jax.models.presets import DecoderConfig, ModelConfig, VitConfig
+from vla_jax.sharding.topology import CHIPS
 
-# (beginning of a JAX device's kind, its dense bfloat16 FLOP/s), from the makers' data sheets; the
-# first that fits. Of v2, v3 and 7x a JAX device is one of the two cores of a chip.
+_TPUS = (
+    ("TPU v4", "v4"),
+    ("TPU v5 lite", "v5e"),
+    ("TPU v5e", "v5e"),
+    ("TPU v5", "v5p"),
+    ("TPU v6", "v6e"),
+    ("TPU7x", "tpu7x"),
+)
+# (beginning of a JAX device's kind, its dense bfloat16 FLOP/s), the first that fits; of GPUs from
+# NVIDIA's data sheets.
 _PEAKS = (
-    ("TPU v2", 22.5e12),
-    ("TPU v3", 61.5e12),
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v6", 918e12),
-    ("TPU7x", 1153.5e12),
+    *((kind, 1e12 * CHIPS[name].peak_tflops) for kind, name in _TPUS),
     ("NVIDIA GB200", 2500e12),
     ("NVIDIA B200", 2250e12),
     ("NVIDIA GH200", 989.4e12),
