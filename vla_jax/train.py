@@ -35,7 +35,7 @@ from vla_jax.training.goodput import START_UP, TimeBook, process_start
 from vla_jax.training.loop import fit
 from vla_jax.training.monitor import Monitor
 from vla_jax.training.optimizer import make_schedule
-from vla_jax.training.preemption import EXIT_CODE, Preempted, StopRequest
+from vla_jax.training.preemption import EXIT_CODE, Preempted, StopRequest, say
 from vla_jax.training.step import TrainState
 from vla_jax.types import Batch
 
@@ -194,7 +194,7 @@ def _retention(config: TrainConfig) -> Retention:
 
 def _print_line(line: str) -> None:
     if jax.process_index() == 0:
-        print(line, flush=True)
+        say(line, sys.stdout)
 
 
 def _first_line(error: BaseException) -> str:
@@ -260,7 +260,7 @@ def _train_with_exit_code(config: Config, workdir: str, book: TimeBook) -> None:
 
 def _leave(message: str, code: int) -> None:
     """Ends the process at once, without waiting for other processes or for a failed save."""
-    print(message, file=sys.stderr, flush=True)
+    say(message)
     sys.stdout.flush()
     os._exit(code)
 

@@ -199,6 +199,28 @@ def test_subprocess_that_cannot_stop_is_ended(within_s, code):
     assert process.returncode == code and "the newest complete checkpoint stands" in message
 
 
+def test_lines_of_two_threads_do_not_mix():
+    """Unbuffered, as jobs run; a line in two writes is broken within a few hundred."""
+    program = """
+import sys, threading
+from vla_jax.training.preemption import say
+def talk(letter, file):
+    for _ in range(3000):
+        say(10 * letter, file)
+threads = [threading.Thread(target=talk, args=a) for a in [("a", None), ("b", sys.stdout)]]
+[thread.start() for thread in threads]
+"""
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert sorted(done.stdout.splitlines()) == [10 * c for c in "ab" for _ in range(3000)]
+
+
 def test_settings_that_cannot_be():
     with pytest.raises(ValueError, match=r"keep_every 7 must be a multiple of train\.check"):
         TrainConfig(10, 8, checkpoint_every=5, keep_every=7)

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Self
+from typing import Self, TextIO
 
 EXIT_CODE = 75
 """Of a run that was told to stop and has saved: start it again to go on. EX_TEMPFAIL of sysexits.h,
@@ -94,15 +94,20 @@ class StopRequest:
                 if told and noticed is None:
                     noticed = now
                     self._asked.set()
-                    _say(f"{signal.Signals(told[0]).name}: stopping after the step in flight")
+                    say(f"{signal.Signals(told[0]).name}: stopping after the step in flight")
                 elif told and now - noticed > _SAME_NOTICE_S:  # pyright: ignore
                     _leave(f"{signal.Signals(told[0]).name} again", 128 + told[0])
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def say(line: str, file: TextIO | None = None) -> None:
+    """Prints a line, to stderr if nothing else is given, in one write.
+
+    `print` makes two of it where output is unbuffered, and the thread that hears signals would
+    write between those of another.
+    """
+    print(f"{line}\n", end="", file=file or sys.stderr, flush=True)
 
 
 def _leave(why: str, code: int) -> None:
-    _say(f"{why}: leaving at once, the newest complete checkpoint stands")
+    say(f"{why}: leaving at once, the newest complete checkpoint stands")
     os._exit(code)
