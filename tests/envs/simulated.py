@@ -28,7 +28,7 @@ choose_backend()
 
 from vla_jax.envs.tabletop.env import TabletopEnv  # noqa: E402
 from vla_jax.envs.tabletop.expert import Expert  # noqa: E402
-from vla_jax.envs.tabletop.world import Block, Layout, Mat  # noqa: E402
+from vla_jax.envs.tabletop.layout import Block, Layout, Mat  # noqa: E402
 
 LAYOUT = Layout(
     (Block("red block", 0.05, 0.04), Block("apple", -0.08, -0.06)),
