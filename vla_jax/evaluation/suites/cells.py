@@ -71,45 +71,55 @@ def _seen_in(surround: Callable[[random.Random, Layout], Layout], most: bool = F
     return draw
 
 
+def _unseen(
+    group: str, level: str, concepts: Concepts, paper: tuple[int, int, int], draw: Draw
+) -> Cell:
+    return Cell(
+        "unseen", group, f"{group}_{level}", f"Unseen {group}, {level}", concepts, paper, draw
+    )
+
+
+def _emergent(
+    group: str,
+    kind: str,
+    title: str,
+    paper: tuple[int, int, int],
+    ask: Callable[[random.Random, PictureBank], Question],
+) -> Cell:
+    return Cell("emergent", group, f"{group}_{kind}", title, "web", paper, _about(ask))
+
+
 CELLS: tuple[Cell, ...] = (
     Cell("seen", "seen", "seen", "Seen tasks", "robot", (91, 93, 92), draw_seen),
-    *(
-        Cell("unseen", group, f"{group}_{level}", f"Unseen {group}, {level}", concepts, paper, draw)
-        for group, level, concepts, paper, draw in (
-            ("objects", "easy", "web", (70, 84, 31), _about(questions.simple_object)),
-            ("objects", "hard", "web", (62, 76, 43), _about(questions.similar_object)),
-            ("backgrounds", "easy", "robot", (96, 75, 71), _seen_in(surroundings.other_table)),
-            ("backgrounds", "hard", "robot", (48, 71, 9), _seen_in(surroundings.loud_table)),
-            ("environments", "easy", "robot", (63, 36, 26), _seen_in(surroundings.other_room)),
-            (
-                *("environments", "hard", "robot", (35, 33, 14)),
-                _seen_in(surroundings.other_office, most=True),
-            ),
-        )
+    _unseen("objects", "easy", "web", (70, 84, 31), _about(questions.simple_object)),
+    _unseen("objects", "hard", "web", (62, 76, 43), _about(questions.similar_object)),
+    _unseen("backgrounds", "easy", "robot", (96, 75, 71), _seen_in(surroundings.other_table)),
+    _unseen("backgrounds", "hard", "robot", (48, 71, 9), _seen_in(surroundings.loud_table)),
+    _unseen("environments", "easy", "robot", (63, 36, 26), _seen_in(surroundings.other_room)),
+    _unseen(
+        *("environments", "hard", "robot", (35, 33, 14)),
+        _seen_in(surroundings.other_office, most=True),
     ),
-    *(
-        Cell("emergent", group, f"{group}_{kind}", title, "web", paper, _about(ask))
-        for group, kind, title, paper, ask in (
-            ("symbols", "symbol", "Symbols 1: a symbol", (93, 67, 27), questions.symbol),
-            ("symbols", "picture", "Symbols 2: a picture", (60, 20, 20), questions.picture),
-            (
-                *("symbols", "relation", "Symbols 3: a symbol and a relation", (93, 20, 0)),
-                questions.symbol_and_relation,
-            ),
-            ("reasoning", "math", "Math", (25, 35, 5), questions.arithmetic),
-            (
-                *("reasoning", "category", "Logos: categories and signs", (52, 56, 0)),
-                questions.category_or_sign,
-            ),
-            ("reasoning", "nutrition", "Nutrition", (48, 44, 32), questions.nutrition),
-            (
-                *("reasoning", "languages", "Colours and five languages", (58, 35, 28)),
-                questions.color_or_language,
-            ),
-            ("people", "professions", "People: professions", (53, 33, 20), questions.profession),
-            ("people", "faces", "People: faces", (53, 53, 20), questions.face),
-        )
+    _emergent("symbols", "symbol", "Symbols 1: a symbol", (93, 67, 27), questions.symbol),
+    _emergent("symbols", "picture", "Symbols 2: a picture", (60, 20, 20), questions.picture),
+    _emergent(
+        *("symbols", "relation", "Symbols 3: a symbol and a relation", (93, 20, 0)),
+        questions.symbol_and_relation,
     ),
+    _emergent("reasoning", "math", "Math", (25, 35, 5), questions.arithmetic),
+    _emergent(
+        *("reasoning", "category", "Logos: categories and signs", (52, 56, 0)),
+        questions.category_or_sign,
+    ),
+    _emergent("reasoning", "nutrition", "Nutrition", (48, 44, 32), questions.nutrition),
+    _emergent(
+        *("reasoning", "languages", "Colours and five languages", (58, 35, 28)),
+        questions.color_or_language,
+    ),
+    _emergent(
+        *("people", "professions", "People: professions", (53, 33, 20)), questions.profession
+    ),
+    _emergent("people", "faces", "People: faces", (53, 53, 20), questions.face),
     Cell(
         *("control", "control", "control", "Control: in no data", "nowhere", None),
         _about(questions.never_shown),

@@ -76,12 +76,15 @@ def draw_asked(
     task = _make(rng, family, question)
     beside = [*([question.mover] if family == "near" else []), *question.company]
     names = [question.about, *beside[: config.max_blocks - 1]]
-    colors = rng.sample(MAT_COLORS, rng.choice((1, 1, 2) if "put" in config.families else (0, 1, 2)))
+    colors = rng.sample(
+        MAT_COLORS, rng.choice((1, 1, 2) if "put" in config.families else (0, 1, 2))
+    )
     if family == "put":
         colors[0] = task.reference.removesuffix(" mat")
         colors = list(dict.fromkeys(colors))
     for _ in range(_MAX_DRAWS):
         layout = arrange(rng, config, bank, rng.sample(names, len(names)), colors)
+        layout = _with_clear_tiles(layout, bank)
         if _has_room(task, layout) and question.fits(layout):
             return Episode(task, layout, question.about)
     raise ValueError(f"no table found for {task.instruction!r} with {names}")
@@ -101,6 +104,17 @@ def _make(rng: random.Random, family: Family, question: Question) -> Task:
     if question.phrase is not None:
         task = dataclasses.replace(task, instruction=question.phrase(task))
     return task
+
+
+def _with_clear_tiles(layout: Layout, bank: PictureBank) -> Layout:
+    """No yellow faces on yellow: drawing the tiles knows of no colour for them."""
+    blocks = tuple(
+        dataclasses.replace(block, tile="white")
+        if block.tile == "yellow" and bank.category(block.name) in ("face", "person")
+        else block
+        for block in layout.blocks
+    )
+    return dataclasses.replace(layout, blocks=blocks)
 
 
 def _has_room(task: Task, layout: Layout) -> bool:
@@ -130,7 +144,7 @@ def side_of(anchor: Block, block: Block) -> str | None:
 
 
 def only_one(about: str, relation: str, anchor: str) -> Callable[[Layout], bool]:
-    """Whether `about`, and it alone, is in this relation to `anchor`, and no other one nearly is."""
+    """Whether `about` is in this relation to `anchor` and all others are clearly in another."""
     if relation not in RELATIONS:
         raise ValueError(f"no relation {relation!r}; there are {RELATIONS}")
 

@@ -93,7 +93,9 @@ def category_or_sign(rng: random.Random, bank: PictureBank) -> Question:
         about, rival, *more = rng.sample(tuple(words.SIGNS), 4)
         robot, mover = rng.sample(_pictures(bank, "robot"), 2)
         return Question(about, words.SIGNS[about], [rival, robot, *more], mover)
-    about = _pick(rng, (k for k in _pictures(bank, "web_only") if bank.category(k) in CATEGORY_NOUNS))
+    about = _pick(
+        rng, (k for k in _pictures(bank, "web_only") if bank.category(k) in CATEGORY_NOUNS)
+    )
     category = bank.category(about)
     clashing = {category, *RELATED.get(category, ())}
 

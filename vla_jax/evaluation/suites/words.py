@@ -104,7 +104,11 @@ _NAMED = {
     "monkey": ("den affen", "el mono", "le singe", "la scimmia", "o macaco"),
     "whale": ("den wal", "la ballena", "la baleine", "la balena", "a baleia"),
     "butterfly": (
-        *("den schmetterling", "la mariposa", "le papillon", "la farfalla", "a borboleta"),
+        "den schmetterling",
+        "la mariposa",
+        "le papillon",
+        "la farfalla",
+        "a borboleta",
     ),
     "bee": ("die biene", "la abeja", "l'abeille", "l'ape", "a abelha"),
     "train": ("den zug", "el tren", "le train", "il treno", "o trem"),
@@ -112,12 +116,27 @@ _NAMED = {
     "airplane": ("das flugzeug", "el avión", "l'avion", "l'aeroplano", "o avião"),
     "guitar": ("die gitarre", "la guitarra", "la guitare", "la chitarra", "a guitarra"),
     "bell": ("die glocke", "la campana", "la cloche", "la campana", "o sino"),
-    "pink block": ("den rosa block", "el bloque rosa", "le bloc rose", "il blocco rosa")
-    + ("o bloco rosa",),
-    "black block": ("den schwarzen block", "el bloque negro", "le bloc noir", "il blocco nero")
-    + ("o bloco preto",),
-    "brown block": ("den braunen block", "el bloque marrón", "le bloc marron")
-    + ("il blocco marrone", "o bloco marrom"),
+    "pink block": (
+        "den rosa block",
+        "el bloque rosa",
+        "le bloc rose",
+        "il blocco rosa",
+        "o bloco rosa",
+    ),
+    "black block": (
+        "den schwarzen block",
+        "el bloque negro",
+        "le bloc noir",
+        "il blocco nero",
+        "o bloco preto",
+    ),
+    "brown block": (
+        "den braunen block",
+        "el bloque marrón",
+        "le bloc marron",
+        "il blocco marrone",
+        "o bloco marrom",
+    ),
     # Of robot episodes, to be moved to one of the above.
     "apple": ("den apfel", "la manzana", "la pomme", "la mela", "a maçã"),
     "banana": ("die banane", "el plátano", "la banane", "la banana", "a banana"),
@@ -127,8 +146,13 @@ TRANSLATED_MOVERS = ("apple", "banana")
 
 _SENTENCES = {
     "pick": ("nimm {x}", "toma {x}", "prends {x}", "prendi {x}", "pegue {x}"),
-    "near": ("bring {x} neben {y}", "lleva {x} hacia {y}", "amène {x} vers {y}")
-    + ("porta {x} verso {y}", "leve {x} até {y}"),
+    "near": (
+        "bring {x} neben {y}",
+        "lleva {x} hacia {y}",
+        "amène {x} vers {y}",
+        "porta {x} verso {y}",
+        "leve {x} até {y}",
+    ),
     "put": (
         "lege {x} auf die {c} matte",
         "pon {x} sobre la alfombrilla {c}",
