@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from vla_jax.corpus.pictures import ART_STYLES
+
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
 
@@ -71,6 +73,11 @@ class EvaluationConfig:
         for name in (*counts, "suite_rollouts", "videos_per_outcome"):
             if getattr(self, name) < 0:
                 raise ValueError(f"evaluation.{name} must be at least 0, got {getattr(self, name)}")
+        if self.suite_styles > len(ART_STYLES):
+            raise ValueError(
+                f"evaluation.suite_styles {self.suite_styles}: there are {len(ART_STYLES)} styles, "
+                f"{', '.join(ART_STYLES)}"
+            )
         if self.action_temperature < 0:
             raise ValueError(
                 f"evaluation.action_temperature must be at least 0, got {self.action_temperature}"

@@ -144,10 +144,13 @@ def draw_episode(
     """Episode `number` of a cell.
 
     Args:
-      styles: pictures of things that no robot episode shows are drawn in one of so many styles.
+      styles: pictures of things that no robot episode shows are drawn in one of so many styles,
+        unless the instruction speaks of their colours.
     """
     rng = random.Random(episode_seed(seed, cell.name, number))
     episode = cell.draw(rng, bank, config)
+    if episode.says_colors:
+        return episode
     blocks = tuple(
         block
         if bank.concept(block.name).split == "robot"

@@ -25,11 +25,13 @@ class Episode:
 
     Attributes:
       about: the concept that the instruction tests: its target, or for "near" its reference.
+      says_colors: the words speak of colours in pictures, which must then be as usual.
     """
 
     task: Task
     layout: Layout
     about: str
+    says_colors: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Question:
       fits: whether a layout shows what the words say.
       phrase: makes the instruction in other words than the standard ones.
       directions: of "push".
+      says_colors: see `Episode`.
     """
 
     about: str
@@ -53,6 +56,7 @@ class Question:
     fits: Callable[[Layout], bool] = lambda layout: True
     phrase: Callable[[Task], str] | None = None
     directions: Sequence[str] = tuple(DIRECTIONS)
+    says_colors: bool = False
 
 
 def draw_seen(rng: random.Random, bank: PictureBank, config: TabletopConfig) -> Episode:
@@ -86,7 +90,7 @@ def draw_asked(
         layout = arrange(rng, config, bank, rng.sample(names, len(names)), colors)
         layout = _with_clear_tiles(layout, bank)
         if _has_room(task, layout) and question.fits(layout):
-            return Episode(task, layout, question.about)
+            return Episode(task, layout, question.about, question.says_colors)
     raise ValueError(f"no table found for {task.instruction!r} with {names}")
 
 

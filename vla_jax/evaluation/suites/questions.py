@@ -149,7 +149,8 @@ def profession(rng: random.Random, bank: PictureBank) -> Question:
 def face(rng: random.Random, bank: PictureBank) -> Question:
     """`woman with white hair`, `crying face`, among others."""
     about, *others = rng.sample(tuple(words.FACES), 3)
-    return _with_robots(rng, bank, about, words.FACES[about], others)
+    question = _with_robots(rng, bank, about, words.FACES[about], others)
+    return dataclasses.replace(question, says_colors="hair" in question.words)
 
 
 def never_shown(rng: random.Random, bank: PictureBank) -> Question:
@@ -175,7 +176,8 @@ def _colored(rng: random.Random, bank: PictureBank) -> Question:
     same_kind = [k for k in bank.concepts("web_only") if bank.category(k) == kind]
     rivals = [k for k in same_kind if clear(k) and k != about]
     said = f"{color} {CATEGORY_NOUNS[kind].split(' ', 1)[1]}"
-    return _with_robots(rng, bank, about, said, [rng.choice(rivals)], clear)
+    question = _with_robots(rng, bank, about, said, [rng.choice(rivals)], clear)
+    return dataclasses.replace(question, says_colors=True)
 
 
 def _sum(rng: random.Random, value: int) -> str:
