@@ -81,7 +81,8 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
         "wall_s": time.monotonic() - begun,
     }
     write_result(out / "run.json", run)
-    print(*tables, sep="\n", flush=True)
+    for text in tables:
+        print(text, flush=True)
     return out
 
 

@@ -16,7 +16,7 @@ from vla_jax.envs.tabletop.tasks import DIRECTIONS, Family, Task, is_fair, make_
 
 _MAX_DRAWS = 20_000
 _SEEN_HEIGHT = 0.91  # of a distance to the back in the picture, against one to the side
-_DIAGONAL, _CLOSE_M = 1.4, 0.025  # as in `corpus.coordinates.relation`
+_DIAGONAL, _CLOSE_M = 1.6, 0.03  # a little stricter than `corpus.coordinates.relation`
 
 
 @dataclasses.dataclass(frozen=True)
