@@ -52,7 +52,7 @@ from vla_jax.training.optimizer import OptimizerConfig
 BANK = PictureBank()
 WORLDS = tuple(CONFIGS)
 SUITES = ("seen", "unseen", "emergent", "control")
-PER_CELL = 60
+PER_CELL = 30
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +80,10 @@ def names(layout: Layout) -> list[str]:
 
 @pytest.fixture(scope="module")
 def training() -> list[Episode]:
-    """What resets with 2,000 seeds draw in each world: the first table, even if it is refused."""
+    """What resets with 1,000 seeds draw in each world: the first table, even if it is refused."""
     found = []
     for config in CONFIGS.values():
-        for seed in range(2000):
+        for seed in range(1000):
             rng = random.Random(seed)
             layout = draw_layout(rng, config, BANK, BANK.concepts("robot"))
             found.append(Episode(draw_task(rng, layout, config.families), layout, ""))
@@ -224,7 +224,7 @@ def test_exactly_one_thing_is_of_the_category_or_has_the_sign(episodes):
             asked = {category for noun, category in nouns.items() if _says(text, noun)}
             said = [n for n in names(episode.layout) if BANK.category(n) in asked]
         assert said == [episode.about], text
-    assert 20 < signs < 100
+    assert 15 < signs < 45
 
 
 def test_exactly_one_thing_is_what_the_nutrition_words_mean(episodes):
@@ -354,7 +354,7 @@ def test_an_episode_follows_from_seed_cell_and_number_alone():
     assert [(p.seed, p.options) for p in mine] == [(p.seed, p.options) for p in alone]
     assert len({plan.seed for plan in plans}) == len(plans)
     assert [plan.number for plan in plans] == list(range(len(plans)))
-    assert episode_seed(7, "seen", 0) == 183434434803216
+    assert episode_seed(7, "seen", 0) == 276523258240210
     cell = CELLS[-1]
     first = draw_episode(cell, 7, 0, config, PictureBank())
     assert first == draw_episode(cell, 7, 0, config, BANK)
@@ -365,8 +365,8 @@ def test_an_episode_follows_from_seed_cell_and_number_alone():
 def test_styles_change_pictures_that_no_episode_shows_and_nothing_else(episodes):
     for cell in CELLS:
         styles = set()
-        for i, plain in enumerate(episodes["full", cell.name]):
-            styled = draw_episode(cell, 5, i, CONFIGS["full"], BANK, styles=5)
+        for i, plain in enumerate(episodes["demo", cell.name][:16]):
+            styled = draw_episode(cell, 5, i, CONFIGS["demo"], BANK, styles=5)
             assert styled.task == plain.task
             for a, b in zip(plain.layout.blocks, styled.layout.blocks, strict=True):
                 assert dataclasses.replace(b, style=0) == a
@@ -381,7 +381,7 @@ def test_styles_change_pictures_that_no_episode_shows_and_nothing_else(episodes)
 
 @pytest.fixture(scope="module", params=WORLDS)
 def acted(request):
-    """(world, outcomes of the expert by cell, of a random policy, the first view of each plan)."""
+    """Episodes of all cells by the expert and by chance, first views, and resets as in training."""
     world = request.param
     config = dataclasses.replace(CONFIGS[world], image_size=32, wrist_camera=False)
     plans, cell_of = make_plans(CELLS, 2, 3, config)
@@ -392,22 +392,35 @@ def acted(request):
         return expert_agent(views)
 
     with EnvPool(config, num_envs=8) as pool:
+        trained = pool.reset({i: (i, None) for i in range(8)})
         expert = run_episodes(pool, plans, act, label="expert")
         few = plans[: len(CELLS)] if world == "demo" else []
         chance = run_episodes(pool, few, random_agent(config.action_spec), label="random")
-    return plans, cell_of, expert, chance, first
+    return plans, cell_of, expert, chance, first, config, trained
 
 
 def test_the_expert_solves_every_cell_and_chance_none(acted):
-    plans, cell_of, expert, chance, _ = acted
+    plans, cell_of, expert, chance, *_ = acted
     assert [cell_of[o.number].name for o in expert if not o.success] == []
     assert len(expert) == 2 * len(CELLS)
     assert [o.instruction for o in expert] == [p.options["task"].instruction for p in plans]
     assert sum(o.success for o in chance) <= 1
 
 
+def test_training_resets_are_what_the_search_for_leaks_draws(acted):
+    *_, config, trained = acted
+    for seed, (_, info) in trained.items():
+        rng, drawn = random.Random(seed), []
+        for _ in range(20):  # some are refused: no room for what is asked
+            layout = draw_layout(rng, config, BANK, BANK.concepts("robot"))
+            task = draw_task(rng, layout, config.families)
+            mats = [mat.name for mat in layout.mats]
+            drawn.append((task.instruction, [*names(layout), *mats]))
+        assert (info["instruction"], [o["name"] for o in info["objects"]]) in drawn
+
+
 def test_all_blocks_are_in_the_picture(acted):
-    first = acted[-1]
+    first = acted[4]
     for view in first.values():
         for thing in view.info["objects"]:
             if not thing["name"].endswith(" mat"):
@@ -415,7 +428,7 @@ def test_all_blocks_are_in_the_picture(acted):
 
 
 def test_relations_hold_in_the_picture_as_the_web_data_use_the_words(acted):
-    plans, cell_of, *_, first = acted
+    plans, cell_of, _, _, first, *_ = acted
     checked = 0
     for plan in plans:
         if cell_of[plan.number].name != "symbols_relation":
