@@ -43,6 +43,7 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
     from vla_jax.build import load_policy
     from vla_jax.evaluation.base import EvaluationConfig, write_result
     from vla_jax.evaluation.provenance import describe
+    from vla_jax.evaluation.suites.evaluator import SuiteEvaluator, table
 
     begun = time.monotonic()
     file = Path(workdir) / "config.json"
@@ -61,7 +62,7 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
     out = Path(workdir) / "evaluation"
     media = out / "media"
     media.mkdir(parents=True, exist_ok=True)
-    seconds = {}
+    seconds, tables = {}, []
     for evaluator in make_evaluators(config, settings, policy.builder):
         started = time.monotonic()
         print(f"{evaluator.name} ...", flush=True)
@@ -70,6 +71,8 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
         seconds[evaluator.name] = time.monotonic() - started
         for name, value in result["scalars"].items():
             print(f"  {name:40s} {value:.4g}")
+        if isinstance(evaluator, SuiteEvaluator):
+            tables.append(table(result))
     run = {
         **describe(),
         "step": meta.step,
@@ -78,6 +81,8 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
         "wall_s": time.monotonic() - begun,
     }
     write_result(out / "run.json", run)
+    for text in tables:
+        print(text, flush=True)
     return out
 
 
@@ -93,6 +98,7 @@ def make_evaluators(
     from vla_jax.data.sources.opening import open_source
     from vla_jax.evaluation.actions import ActionEvaluator
     from vla_jax.evaluation.held_out import action_batches, vqa_batches
+    from vla_jax.evaluation.suites.evaluator import SuiteEvaluator
     from vla_jax.evaluation.tabletop import PointingEvaluator, RolloutEvaluator
     from vla_jax.evaluation.vqa import VqaEvaluator
 
@@ -137,6 +143,8 @@ def make_evaluators(
         evaluators.append(PointingEvaluator(settings))
     if settings.rollout_episodes and builder.action_tokenizers:
         evaluators.append(RolloutEvaluator(settings))
+    if settings.suite_rollouts and builder.action_tokenizers:
+        evaluators.append(SuiteEvaluator(settings))
     return evaluators
 
 

@@ -95,6 +95,17 @@ def test_nowhere_concepts_never_occur(corpus: Corpus):
             assert not {load_concepts()[k].emoji for k in shown} & pictures
 
 
+def test_pictures_come_in_as_many_styles_as_are_asked_for():
+    styles = {1: set(), 5: set()}
+    for count, found in styles.items():
+        corpus = Corpus(styles=count)
+        for sample in filter(None, map(corpus.sample, range(60))):
+            found |= {o.style for o in sample.scene.objects if load_concepts()[o.key].emoji}
+    assert styles == {1: {0}, 5: set(range(5))}
+    with pytest.raises(ValueError, match="styles 6: there are 1 to 5"):
+        Corpus(styles=6)
+
+
 def test_one_task_at_a_time(corpus: Corpus):
     assert {corpus.task_example("detect", i)["task"] for i in range(5)} == {"detect"}
     with pytest.raises(ValueError, match="'segment'"):

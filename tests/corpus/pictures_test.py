@@ -9,7 +9,14 @@ import pytest
 
 from vla_jax.corpus import concepts
 from vla_jax.corpus.concepts import LANGUAGES, clean_name, load_concepts, package_file
-from vla_jax.corpus.pictures import COLORS, MAT_COLORS, NUMBER_STYLES, PictureBank, emoji_file
+from vla_jax.corpus.pictures import (
+    ART_STYLES,
+    COLORS,
+    MAT_COLORS,
+    NUMBER_STYLES,
+    PictureBank,
+    emoji_file,
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +134,24 @@ def test_number_styles_differ_and_extent_holds_the_picture(bank: PictureBank):
     rows, columns = np.nonzero(alpha.any(1))[0], np.nonzero(alpha.any(0))[0]
     expected = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]) / 144
     np.testing.assert_allclose((y0, x0, y1, x1), expected, atol=0.02)
+
+
+def test_art_styles_differ_in_colour_alone(bank: PictureBank):
+    for key in ("lion", "check mark", "firefighter"):
+        styles = [bank.picture(key, 40, s) for s in range(len(ART_STYLES))]
+        np.testing.assert_array_equal(styles[0], bank.picture(key, 40))
+        np.testing.assert_array_equal(styles[0], bank.picture(key, 40, len(ART_STYLES)))
+        inside = styles[0][..., 3] > 250
+        for i, one in enumerate(styles):
+            np.testing.assert_array_equal(one[..., 3], styles[0][..., 3])
+            for other in styles[:i]:
+                assert np.abs(one[inside].astype(int) - other[inside]).mean() > 10, (key, i)
+        grey, outline = styles[1][inside][:, :3], styles[2][inside][:, :3]
+        assert np.ptp(grey, axis=1).max() <= 2
+        # Ink, paper and what scaling makes of the two.
+        assert np.mean((outline.max(1) < 90) | (outline.min(1) > 200)) > 0.6
+    red = [bank.picture("red block", 8, s) for s in range(5)]
+    assert all((picture == red[0]).all() for picture in red)
 
 
 def test_categories_and_colours(bank: PictureBank):

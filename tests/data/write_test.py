@@ -133,7 +133,7 @@ def test_images_are_encoded_well(image_format):
 
 
 def test_corpus_rows_are_those_of_the_corpus_in_order():
-    sizes = {"image_size": 40, "least_px": 16.0}
+    sizes = {"image_size": 40, "least_px": 16.0, "styles": 3}
     found = list(corpus_rows("test", 70, seed=3, workers=2, image_format="png", **sizes))
     corpus = Corpus(seed=3, split="test", **sizes)
     assert len(found) == 70 and not multiprocessing.active_children()

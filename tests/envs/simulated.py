@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
-from vla_jax.corpus.pictures import PictureBank
+from vla_jax.corpus.pictures import COLORS, PictureBank
 from vla_jax.envs.episodes import disturbed
 from vla_jax.envs.gl import choose_backend
 from vla_jax.envs.tabletop.config import CONFIGS, TabletopConfig
@@ -28,7 +28,7 @@ choose_backend()
 
 from vla_jax.envs.tabletop.env import TabletopEnv  # noqa: E402
 from vla_jax.envs.tabletop.expert import Expert  # noqa: E402
-from vla_jax.envs.tabletop.world import Block, Layout, Mat  # noqa: E402
+from vla_jax.envs.tabletop.layout import Block, Clutter, Layout, Mat  # noqa: E402
 
 LAYOUT = Layout(
     (Block("red block", 0.05, 0.04), Block("apple", -0.08, -0.06)),
@@ -90,6 +90,46 @@ def red_block(env: TabletopEnv, x: float, y: float, shift: float) -> dict[str, A
     }
 
 
+def from_elsewhere(
+    env: TabletopEnv, x: float, y: float, turn: float, up: float, away: float
+) -> dict[str, Any]:
+    """Likewise its centre (y, x) from a camera that is somewhere else."""
+    layout = Layout(
+        (Block("red block", x, y), Block("blue block", 0.13, 0.11)),
+        gripper=(-0.15, 0.14, 0.1),
+        camera_shift_m=(0.02, -0.03, 0.0),
+        camera_turn_rad=(turn, up),
+        camera_distance=away,
+    )
+    observation, info = env.reset(seed=0, options={"layout": layout, "task": PICK})
+    [said] = [o["center_yx"] for o in info["objects"] if o["name"] == "red block"]
+    top = np.nonzero((observation["image"] == COLORS["red"]).all(axis=-1))  # the sides are darker
+    return {"said": said, "seen": [float(v.mean() + 0.5) for v in top], "pixels": len(top[0])}
+
+
+def rooms(env: TabletopEnv) -> dict[str, Any]:
+    """Mean colour of the picture's lower left corner and of a bare place on the table."""
+
+    def look(**changes: Any) -> list[list[float]]:
+        layout = dataclasses.replace(LAYOUT, mats=(), camera_distance=1.3, **changes)
+        image = env.reset(seed=0, options={"layout": layout, "task": PICK})[0]["image"]
+        corner, middle = image[-6:, :6], image[66:74, 70:78]
+        return [part.reshape(-1, 3).mean(0).tolist() for part in (corner, middle)]
+
+    thing = Clutter(-0.24, -0.24, (0.04, 0.04, 0.01), (250, 250, 250))
+    plain = {"table_half_m": 0.2, "table_color": (100, 100, 100)}
+    return {
+        "plain": look(**plain),
+        "floor": look(**plain, floor_rgb=(0.1, 0.8, 0.1)),
+        "clutter": look(**plain, clutter=(thing,)),
+        "large table": look(table_half_m=0.4, table_color=(100, 100, 100)),
+        "dark": look(**plain, light=0.2, sun_rgb=(0.0, 0.0, 0.0)),
+        "low red sun": look(**plain, light=0.2, sun=(0.0, 1.0, -1.0), sun_rgb=(0.9, 0.0, 0.0)),
+        "picture": look(**plain | {"table": "picture", "table_picture": "france flag"}),
+        "plain again": look(**plain),
+    }
+
+
 def message(act: Callable[[], Any]) -> str:
     try:
         act()
@@ -122,6 +162,16 @@ def errors(env: TabletopEnv) -> dict[str, str]:
         "near itself": message(reset(layout=LAYOUT, task=near_itself)),
         "near itself, drawn": message(reset(task=near_itself)),
         "fulfilled": message(reset(layout=on_it, task=make_task("put", "apple", "blue mat"))),
+        "table": message(reset(layout=dataclasses.replace(LAYOUT, table="lava"), task=PICK)),
+        "table picture": message(reset(layout=dataclasses.replace(LAYOUT, table="picture"))),
+        "small table": message(reset(layout=dataclasses.replace(LAYOUT, table_half_m=0.1))),
+        "clutter": message(
+            reset(
+                layout=dataclasses.replace(
+                    LAYOUT, clutter=9 * (Clutter(1, 1, (1, 1, 1), (0, 0, 0)),)
+                )
+            )
+        ),
         "concepts": message(reset(concepts=("apple", "banana", "no such thing"))),
         "too few concepts": message(reset(concepts=("apple", "banana"))),
         "family": message(reset(family="juggle")),
@@ -178,6 +228,11 @@ def facts() -> dict[str, Any]:
             red_block(env, x, y, shift)
             for x, y, shift in ((0, 0, 0), (0.12, -0.1, 0), (-0.1, 0.08, 0.01))
         ],
+        "moved camera": [
+            from_elsewhere(env, *where)
+            for where in ((0.1, -0.05, 0.35, -0.1, 1.3), (-0.06, 0.05, -0.3, 0.1, 1.2))
+        ],
+        "rooms": rooms(env),
         "errors": errors(env),
         "names": names(env, 40),
         "names of strangers": names(env, 10, concepts=strangers),

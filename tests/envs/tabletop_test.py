@@ -80,6 +80,13 @@ def test_subprocess_object_pixels_agree_with_the_picture(facts, which):
     np.testing.assert_allclose(view["said"], view["seen"], atol=1.2)
 
 
+@pytest.mark.parametrize("which", range(2))
+def test_subprocess_object_pixels_agree_from_a_moved_camera(facts, which):
+    view = facts["moved camera"][which]
+    assert view["pixels"] > 30
+    np.testing.assert_allclose(view["said"], view["seen"], atol=0.7)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_subprocess_the_expert_succeeds_and_chance_does_not(facts, family):
     counts = {policy: by_family[family] for policy, by_family in facts["successes"].items()}
@@ -98,6 +105,10 @@ def test_subprocess_the_expert_succeeds_and_chance_does_not(facts, family):
         ("near itself", "cannot be moved near itself"),
         ("near itself, drawn", "cannot be moved near itself"),
         ("fulfilled", "is fulfilled before it begins"),
+        ("table", "no table 'lava'; there are plain, wood"),
+        ("table picture", "no concept ''"),
+        ("small table", "too small to push on: at least 0.2"),
+        ("clutter", "at most 4 blocks, 3 mats and 8 other things"),
         ("concepts", "no concept 'no such thing'"),
         ("too few concepts", "2 concepts for up to 3 different blocks"),
         ("family", "no task family 'juggle'"),
@@ -108,6 +119,26 @@ def test_subprocess_the_expert_succeeds_and_chance_does_not(facts, family):
 )
 def test_subprocess_refused(facts, what, part):
     assert part in facts["errors"][what]
+
+
+def test_subprocess_rooms_are_dressed_as_the_layout_says(facts):
+    rooms = {name: np.array(colors) for name, colors in facts["rooms"].items()}
+    corner = {name: colors[0] for name, colors in rooms.items()}
+    table = {name: colors[1] for name, colors in rooms.items()}
+    np.testing.assert_array_equal(rooms["plain again"], rooms["plain"])  # nothing stays
+    for name in ("floor", "clutter", "large table"):
+        np.testing.assert_allclose(table[name], table["plain"], atol=1.0)
+    assert corner["floor"].argmax() == 1 and corner["floor"][1] > 3 * corner["floor"][0]
+    assert corner["clutter"].min() > corner["plain"].max() + 100
+    np.testing.assert_allclose(corner["large table"], table["plain"], atol=3.0)
+    # Without sun, 0.45 + 0.2 * 0.4 of the table's colour is left, looked at from almost above.
+    assert table["dark"].max() < 0.8 * table["plain"].min()
+    np.testing.assert_allclose(table["low red sun"][1:], table["dark"][1:], atol=2.0)
+    assert table["low red sun"][0] > table["dark"][0] + 30
+    # The place is in the right third of the table: of the French flag, the red one.
+    flag = PictureBank().picture("france flag", 72)[36, 60, :3].astype(float)
+    np.testing.assert_allclose(table["picture"], flag, atol=12.0)
+    assert np.ptp(table["picture"]) > 100 > 10 > np.ptp(table["plain"])
 
 
 def test_subprocess_blocks_carry_only_the_concepts_asked_for(facts):

@@ -14,7 +14,7 @@ from PIL import Image
 from vla_jax.corpus.concepts import package_file
 from vla_jax.corpus.paint import Painter
 from vla_jax.corpus.patches import PatchLabels, patch_labels
-from vla_jax.corpus.pictures import PictureBank
+from vla_jax.corpus.pictures import ART_STYLES, PictureBank
 from vla_jax.corpus.questions import QuestionMaker, Sample
 from vla_jax.corpus.scenes import LEAST_PX
 from vla_jax.corpus.task_weights import PACKED_WEIGHTS
@@ -58,8 +58,9 @@ class Corpus:
       least_px: side of the smallest pictures where an image has 112 pixels, see `scenes.compose`.
       crowded_share: how much of `questions` is about scenes with about ten pictures, which teach
         more per image.
+      styles: pictures are drawn in one of so many of `pictures.ART_STYLES`.
 
-    Raises ValueError for an unknown split or images under 32 pixels.
+    Raises ValueError for an unknown split, images under 32 pixels or too many styles.
     """
 
     def __init__(
@@ -71,15 +72,18 @@ class Corpus:
         max_pictures: int = 5,
         crowded_share: float = 0.0,
         least_px: float = LEAST_PX,
+        styles: int = 1,
     ):
         _require_split(split)
+        if not 1 <= styles <= len(ART_STYLES):
+            raise ValueError(f"styles {styles}: there are 1 to {len(ART_STYLES)}, {ART_STYLES}")
         if image_size < 32:
             raise ValueError(f"image_size {image_size} is too small to show pictures: use >= 32")
         self.image_size, self.seed, self.split = image_size, seed, split
         self.crowded_share = crowded_share
         self._bank = PictureBank()
         self._maker = QuestionMaker(
-            self._bank, image_size, background_share, max_pictures, least_px
+            self._bank, image_size, background_share, max_pictures, least_px, styles
         )
         self._painter = Painter(self._bank)
         self._easy_vqa = EasyVqa(split, image_size)

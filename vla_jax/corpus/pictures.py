@@ -10,7 +10,7 @@ import functools
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 from vla_jax.corpus.concepts import LANGUAGES, SPLITS, Concept, load_concepts, package_file
 
@@ -34,8 +34,11 @@ MAT_COLORS: tuple[str, ...] = ("red", "green", "blue", "yellow", "orange", "purp
 TILE_COLORS: tuple[str, ...] = (*COLORS,)
 """Colours of the square a picture is printed on."""
 
+ART_STYLES = ("plain", "grey", "outline", "poster", "cartoon")
 NUMBER_STYLES = 5
-"""`picture(..., style=s)` draws a number in style `s % NUMBER_STYLES`."""
+"""`picture(..., style=s)` draws a number in style `s % NUMBER_STYLES` (font, ink), an emoji as
+`ART_STYLES[s % 5]`: as it is, without colours, as a line drawing, in few faded colours, and pale
+with dark lines. A colour block has one style."""
 
 _SOURCE = 288  # pixels a number is drawn at before it is scaled down
 _CACHE_BYTES = 96 << 20
@@ -90,7 +93,7 @@ class PictureBank:
         """uint8 [size_px, size_px, 4]: RGBA, straight alpha.
 
         Args:
-          style: changes how a number is drawn (font, ink); no effect on other concepts.
+          style: how it is drawn, see `NUMBER_STYLES`; what is transparent stays so.
         """
         return np.array(self.image(key, size_px, style))
 
@@ -141,11 +144,11 @@ class PictureBank:
         """The largest picture there is, premultiplied."""
         if concept.value is not None:
             return _draw_number(concept.value, style).convert("RGBa")
-        entry = (concept.key, 0, 0, "RGBa")
+        entry = (concept.key, 0, style, "RGBa")
         found = self._cache.get(entry)
         if found is None:
             with Image.open(emoji_file(concept.emoji)) as file:
-                found = file.convert("RGBA").convert("RGBa")
+                found = _restyled(file.convert("RGBA"), ART_STYLES[style]).convert("RGBa")
             self._cache[entry] = found
         return found
 
@@ -176,6 +179,31 @@ def _find_emoji(character: str) -> pathlib.Path | None:
         if path.exists():
             return path
     return None
+
+
+def _restyled(image: Image.Image, style: str) -> Image.Image:
+    """An RGBA picture in one of `ART_STYLES`, with the same alpha."""
+    if style == "plain":
+        return image
+    white = (*COLORS["white"], 255)
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, white), image).convert("RGB")
+    if style == "grey":
+        drawn = on_white.convert("L").convert("RGB")
+    elif style == "poster":
+        drawn = on_white.quantize(4, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        drawn = ImageEnhance.Color(drawn.convert("RGB")).enhance(0.4)
+    else:
+        edges = on_white.filter(ImageFilter.GaussianBlur(1.0)).filter(ImageFilter.FIND_EDGES)
+        strongest = functools.reduce(ImageChops.lighter, edges.split())
+        inside = image.getchannel("A").filter(ImageFilter.MinFilter(5))
+        rim = ImageChops.subtract(image.getchannel("A"), inside)
+        lines = ImageChops.lighter(strongest.point([min(255, 8 * v) for v in range(256)]), rim)
+        paper = Image.new("RGB", image.size, COLORS["white"])
+        if style == "cartoon":
+            paper = Image.blend(on_white, paper, 0.45)
+        drawn = Image.composite(Image.new("RGB", image.size, COLORS["black"]), paper, lines)
+    drawn.putalpha(image.getchannel("A"))
+    return drawn
 
 
 def _draw_number(value: int, style: int) -> Image.Image:

@@ -56,8 +56,9 @@ class QuestionMaker:
         background_share: float = 0.3,
         max_pictures: int = 5,
         least_px: float = LEAST_PX,
+        styles: int = 1,
     ):
-        self.max_pictures, self.least_px = max_pictures, least_px
+        self.max_pictures, self.least_px, self.styles = max_pictures, least_px, styles
         self.bank = bank
         self.size = size
         self.background_share = background_share
@@ -114,7 +115,8 @@ class QuestionMaker:
         return self._compose(rng, keys, crowd=True)
 
     def _compose(self, rng: random.Random, keys: Sequence[str], **options) -> Scene:
-        return compose(rng, keys, self.bank, size=self.size, least_px=self.least_px, **options)
+        options = {"least_px": self.least_px, "styles": self.styles, **options}
+        return compose(rng, keys, self.bank, size=self.size, **options)
 
     def make_about(self, scene: Scene, count: int, rng: random.Random) -> list[Sample]:
         """Up to `count` different questions about one given scene."""

@@ -44,7 +44,7 @@ class Placed:
       box: (y0, x0, y1, x1) around the picture, or around its tile's face if it has one.
       anchor: (y, x) of the middle of the square the picture is drawn in.
       side_px, angle: side and rotation (radians, clockwise) of that square.
-      style: for numbers, see `PictureBank.picture`.
+      style: see `PictureBank.picture`.
       tile: colour of the square it is printed on, "" if the picture is bare.
       side_color, height_px: colour and visible height of the block's sides; 0: flat.
       mat: colour of the mat under it, "" if there is none.
@@ -145,6 +145,7 @@ def compose(
     empty_mats: int | None = None,
     crowd: bool = False,
     gripper: bool | None = None,
+    styles: int = 1,
 ) -> Scene:
     """Places `keys` without overlap.
 
@@ -156,12 +157,15 @@ def compose(
         placed if there is no room.
       crowd: leave out what does not fit, rather than make everything smaller.
       gripper: whether a robot's gripper is in the picture; None: over most of the tables.
+      styles: emoji are drawn in one of so many of `pictures.ART_STYLES`.
     """
     if table is None:
         table = rng.random() < 0.55
     for attempt in range(12):
         shrink = 0.93**attempt
-        scene = _try_compose(rng, keys, bank, size, least_px, table, empty_mats, crowd, shrink)
+        scene = _try_compose(
+            rng, keys, bank, size, least_px, table, empty_mats, crowd, shrink, styles
+        )
         if scene is not None:
             if gripper or (gripper is None and table and rng.random() < 0.6):
                 scene = _with_gripper(rng, scene)
@@ -181,6 +185,7 @@ def _try_compose(
     empty_mats: int | None,
     crowd: bool,
     shrink: float,
+    styles: int,
 ) -> Scene | None:
     k = size / 112 * shrink
     n = max(1, len(keys))
@@ -199,7 +204,7 @@ def _try_compose(
     mats: list[Mat] = []
     mat_colors = _shuffled(rng, MAT_COLORS if rng.random() < 0.8 else tuple(COLORS))
     for key in keys:
-        made = _dress(rng, bank, key, base, view, tile_share, free)
+        made = _dress(rng, bank, key, base, view, tile_share, free, styles)
         has_mat = mat_colors and not made.is_mat and rng.random() < mat_share
         mat_side = made.side_px * rng.uniform(1.35, 2.1) if has_mat else 0.0
         reach = max(made.side_px, mat_side) * 0.56
@@ -280,6 +285,7 @@ def _dress(
     view: View,
     tile_share: float,
     free: bool,
+    styles: int,
 ) -> Placed:
     """Size, rotation, tile and block of one object; it has no place yet."""
     side = base * rng.uniform(0.85, 1.2)
@@ -303,6 +309,8 @@ def _dress(
     # A number lies as one reads it, or 6 were 9.
     angle = rng.uniform(-math.pi, math.pi) if free and not is_number else rng.gauss(0.0, 0.16)
     style = rng.randrange(NUMBER_STYLES) if is_number else 0
+    if styles > 1 and not is_number:
+        style = rng.randrange(styles)
     nowhere = (0.0, 0.0)
     return Placed(
         key, nowhere, (*nowhere, *nowhere), nowhere, side, angle, style, tile, side_color, height

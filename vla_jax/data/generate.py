@@ -36,12 +36,13 @@ def corpus_rows(
     image_format: ImageFormat = "jpeg",
     background_share: float = 0.3,
     least_px: float = LEAST_PX,
+    styles: int = 1,
 ) -> Iterator[ImageTextRow]:
     """Samples 0 .. count - 1 of a `Corpus` with these settings, in order.
 
     Raises RuntimeError if a worker process dies.
     """
-    settings = _Settings(image_size, seed, split, background_share, least_px)
+    settings = _Settings(image_size, seed, split, background_share, least_px, styles)
     make = functools.partial(_make_chunk, settings, image_format)
     spans = ((first, min(first + CHUNK, count)) for first in range(0, count, CHUNK))
     # Spawned, because forking a process that runs TensorFlow's threads can hang the child.
@@ -71,6 +72,7 @@ class _Settings(NamedTuple):
     split: str
     background_share: float
     least_px: float
+    styles: int
 
 
 def _make_chunk(

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from vla_jax.corpus.pictures import ART_STYLES
 from vla_jax.corpus.scenes import LEAST_PX
 from vla_jax.data.generate import corpus_rows
 from vla_jax.data.staged import StagedEpisodes
@@ -46,6 +47,13 @@ def _parser() -> argparse.ArgumentParser:
         default=LEAST_PX,
         help="side of the smallest pictures where an image has 112 pixels",
     )
+    image_text.add_argument(
+        "--styles",
+        type=int,
+        default=1,
+        choices=range(1, len(ART_STYLES) + 1),
+        help="draw pictures in one of so many: " + ", ".join(ART_STYLES),
+    )
     image_text.add_argument("--workers", type=int, default=2, help="processes")
     image_text.set_defaults(run=_image_text)
 
@@ -76,6 +84,7 @@ def _image_text(options: argparse.Namespace) -> None:
             image_format=options.image_format,
             background_share=options.background_share,
             least_px=options.least_px,
+            styles=options.styles,
         )
         for split, count in (("train", options.train), ("test", options.test))
     }

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from vla_jax.corpus.pictures import ART_STYLES
+
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
 
@@ -33,6 +35,11 @@ class EvaluationConfig:
       pools: concepts that the blocks show. "robot": as in the episodes; "web_only": only in the
         picture corpus.
       world: which table-top world, as for `vla_jax.envs.episodes --config`.
+      suite_rollouts: closed-loop episodes per cell of RT-2's evaluation suites (see
+        `evaluation.suites.cells`); 20 or more say something.
+      suites: which of them.
+      suite_styles: in them, pictures of things that no robot episode shows are drawn in one of so
+        many styles, see `PictureBank.picture`; 1: as the corpus draws them unless told otherwise.
       pointing_views: rendered table-top views on which the model is asked to point.
       baselines: also run a random policy and the scripted expert.
       videos_per_outcome: rollout videos per task family of successes and of failures each.
@@ -50,6 +57,11 @@ class EvaluationConfig:
     rollout_workers: int = 2
     pools: tuple[Literal["robot", "web_only"], ...] = ("robot", "web_only")
     world: Literal["demo", "full"] = "demo"
+    suite_rollouts: int = 0
+    suites: tuple[Literal["seen", "unseen", "emergent", "control"], ...] = (
+        *("seen", "unseen", "emergent", "control"),
+    )
+    suite_styles: int = 1
     pointing_views: int = 50
     baselines: bool = True
     videos_per_outcome: int = 1
@@ -58,14 +70,20 @@ class EvaluationConfig:
 
     def __post_init__(self):
         counts = ("vqa_examples", "action_steps", "rollout_episodes", "pointing_views")
-        for name in (*counts, "videos_per_outcome"):
+        for name in (*counts, "suite_rollouts", "videos_per_outcome"):
             if getattr(self, name) < 0:
                 raise ValueError(f"evaluation.{name} must be at least 0, got {getattr(self, name)}")
+        if self.suite_styles > len(ART_STYLES):
+            raise ValueError(
+                f"evaluation.suite_styles {self.suite_styles}: there are {len(ART_STYLES)} styles, "
+                f"{', '.join(ART_STYLES)}"
+            )
         if self.action_temperature < 0:
             raise ValueError(
                 f"evaluation.action_temperature must be at least 0, got {self.action_temperature}"
             )
-        for name in ("rollout_envs", "rollout_workers", "batch_size", "execute_steps"):
+        positive = ("rollout_envs", "rollout_workers", "batch_size", "execute_steps")
+        for name in (*positive, "suite_styles"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
 

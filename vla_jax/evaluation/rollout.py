@@ -334,15 +334,17 @@ class Videos:
     Args:
       media: directory; files are named after `label`.
       per_outcome: how many of each.
+      by_family: count each family by itself, not all of them together.
     """
 
-    def __init__(self, media: Path, label: str, per_outcome: int):
+    def __init__(self, media: Path, label: str, per_outcome: int, *, by_family: bool = True):
         self._media, self._label, self._per_outcome = media, label, per_outcome
+        self._by_family = by_family
         self._counts: collections.Counter[tuple[str, bool]] = collections.Counter()
         self.saved: list[dict[str, Any]] = []
 
     def offer(self, outcome: Outcome, frames: list[Frame]) -> None:
-        key = outcome.family, outcome.success
+        key = outcome.family if self._by_family else "", outcome.success
         if self._counts[key] >= self._per_outcome:
             return
         self._counts[key] += 1

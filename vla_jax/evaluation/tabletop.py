@@ -40,6 +40,24 @@ def make_pool(config: EvaluationConfig, episodes: int) -> EnvPool:
     )
 
 
+def make_agents(config: EvaluationConfig, policy: Policy) -> dict[str, Agent]:
+    """Name -> who acts in the config's world: "policy", with baselines also "random" and "expert".
+
+    Raises ValueError if the policy's ActionSpec is not the world's.
+    """
+    spec = CONFIGS[config.world].action_spec
+    if len(policy.robots) > 1:
+        policy = policy.for_robot(spec.name)
+    policy.action_spec.require_same(
+        spec, here="the policy", there=f"table-top world {config.world!r}"
+    )
+    acts = policy_agent(policy, config.action_temperature, config.execute_steps)
+    agents: dict[str, Agent] = {"policy": acts}
+    if config.baselines:
+        agents |= {"random": random_agent(spec), "expert": expert_agent}
+    return agents
+
+
 class RolloutEvaluator:
     """Closed-loop success per concept pool and task family, a random policy and the expert beside.
 
@@ -60,16 +78,8 @@ class RolloutEvaluator:
 
     def measure(self, policy: Policy, media: Path | None = None) -> Result:
         """See `Evaluator`. Raises ValueError if the policy's ActionSpec is not the world's."""
-        config, spec = self._config, self.world.action_spec
-        if len(policy.robots) > 1:
-            policy = policy.for_robot(spec.name)
-        policy.action_spec.require_same(
-            spec, here="the policy", there=f"table-top world {config.world!r}"
-        )
-        acts = policy_agent(policy, config.action_temperature, config.execute_steps)
-        agents: dict[str, Agent] = {"policy": acts}
-        if config.baselines:
-            agents |= {"random": random_agent(spec), "expert": expert_agent}
+        config = self._config
+        agents = make_agents(config, policy)
         bank = PictureBank()
         runs: list[dict[str, Any]] = []
         with self._start_pool() as pool:

@@ -8,22 +8,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from vla_jax.corpus.pictures import MAT_COLORS, PictureBank
+from vla_jax.corpus.pictures import PictureBank
 from vla_jax.envs.tabletop import scene
 from vla_jax.envs.tabletop.config import TabletopConfig
-from vla_jax.envs.tabletop.tasks import (
-    Task,
-    TaskState,
-    goal_spot,
-    is_success,
-    random_task,
-)
-from vla_jax.envs.tabletop.world import Block, Layout, Mat, World
+from vla_jax.envs.tabletop.layout import Layout, draw_layout, draw_task
+from vla_jax.envs.tabletop.tasks import Task, TaskState, is_fair, is_success
+from vla_jax.envs.tabletop.world import World
 
-_MIN_APART_M = 0.118
-_REACH_M = (0.145, 0.125)  # |x|, |y| of things on the table
 _HOLD_STEPS = 2
-_ROOM_M, _NUDGE_M = 0.09, 0.06
 
 
 class TabletopEnv(gymnasium.Env):
@@ -84,9 +76,10 @@ class TabletopEnv(gymnasium.Env):
         concepts = self._checked(options.get("concepts", self._concepts))
         task = options.get("task")
         layout = options.get("layout")
+        families = (options["family"],) if options.get("family") else self.config.families
         for _ in range(100):
-            drawn = layout or self._draw_layout(rng, concepts, task)
-            self.task = task or self._draw_task(rng, drawn, options.get("family"))
+            drawn = layout or draw_layout(rng, self.config, self._bank, concepts, task)
+            self.task = task or draw_task(rng, drawn, families)
             self._require_objects(drawn, self.task)
             self.world.reset(drawn)
             self._start = self.world.block_position(self.target_index)
@@ -182,64 +175,6 @@ class TabletopEnv(gymnasium.Env):
             )
         return concepts
 
-    def _draw_layout(self, rng: random.Random, concepts, task: Task | None) -> Layout:
-        config = self.config
-        count = rng.randint(config.min_blocks, config.max_blocks)
-        needed = [] if task is None else [task.target]
-        if task is not None and task.family == "near":
-            needed.append(task.reference)
-        others = [c for c in concepts if c not in needed]
-        names = needed + rng.sample(others, count - len(needed) if count > len(needed) else 0)
-        rng.shuffle(names)
-        num_mats = rng.choice((0, 1, 2))
-        if task is not None and task.family == "put":
-            num_mats = max(1, num_mats)
-        elif task is None and "put" in config.families:
-            num_mats = rng.choice((1, 1, 2))
-        colors = rng.sample(MAT_COLORS, num_mats)
-        if task is not None and task.family == "put":
-            wanted = task.reference.removesuffix(" mat")
-            if wanted not in colors:
-                colors[0] = wanted
-        spots = _spots(rng, len(names) + num_mats)
-        blocks = tuple(
-            Block(
-                name,
-                *spot,
-                yaw=rng.uniform(-1, 1) * config.yaw_rad,
-                tile=self._draw_tile(rng, name),
-            )
-            for name, spot in zip(names, spots, strict=False)
-        )
-        mats = tuple(Mat(c, *s) for c, s in zip(colors, spots[len(names) :], strict=True))
-        jitter = config.camera_jitter_m
-        return Layout(
-            blocks,
-            mats,
-            gripper=(rng.uniform(-0.14, 0.14), rng.uniform(-0.13, 0.13), rng.uniform(0.09, 0.11)),
-            table=rng.choice(("plain", "wood", "speckle", "stripes")),
-            table_color=_table_color(rng),
-            camera_shift_m=(rng.uniform(-jitter, jitter), rng.uniform(-jitter, jitter), 0.0),
-            light=1 + rng.uniform(-1, 1) * config.light_jitter,
-            texture_seed=rng.randrange(2**31),
-        )
-
-    def _draw_tile(self, rng: random.Random, name: str) -> str:
-        """A colour on which the picture shows; a number's is that of its plate."""
-        if self._bank.category(name) == "number":
-            return "white"
-        tiles = ("white", "white", "white", "yellow", "pink", "black")
-        return rng.choice([tile for tile in tiles if tile != self._bank.color(name)])
-
-    def _draw_task(self, rng: random.Random, layout: Layout, family: str | None) -> Task:
-        families = [family] if family else list(self.config.families)
-        if not layout.mats:
-            families = [f for f in families if f != "put"] or families
-        chosen = rng.choice(families)
-        target, other = rng.sample([b.name for b in layout.blocks], 2)
-        mat = rng.choice(layout.mats).color if layout.mats else ""
-        return random_task(chosen, rng, target, other, mat)  # pyright: ignore[reportArgumentType]
-
     def _require_objects(self, layout: Layout, task: Task) -> None:
         blocks = [b.name for b in layout.blocks]
         mats = [m.name for m in layout.mats]
@@ -253,19 +188,13 @@ class TabletopEnv(gymnasium.Env):
             raise ValueError(f"{task.instruction!r}: a block cannot be moved near itself")
 
     def _is_fair(self) -> bool:
-        """Whether there is room at the goal, and more to do than a nudge."""
-        if self.task.family == "pick":
-            return True
-        goal = goal_spot(self.task, self._start, self.reference_position)
         names = [b.name for b in self.world.layout.blocks]
         others = [
             self.world.block_position(i)[:2]
             for i, name in enumerate(names)
             if name not in (self.task.target, self.task.reference)
         ]
-        clear = all(np.linalg.norm(other - goal) > _ROOM_M for other in others)
-        far = self.task.family != "near" or np.linalg.norm(self._start[:2] - goal) > _NUDGE_M
-        return bool(np.all(np.abs(goal) <= [0.17, 0.155]) and clear and far)
+        return is_fair(self.task, self._start, self.reference_position, others)
 
     def _observe(self) -> dict[str, np.ndarray]:
         world, size = self.world, self.config.image_size
@@ -282,23 +211,3 @@ class TabletopEnv(gymnasium.Env):
             "success": self.is_success,
             "objects": self.object_pixels(),
         }
-
-
-def _spots(rng: random.Random, count: int) -> list[tuple[float, float]]:
-    """Places on the table, none too close to another."""
-    while True:
-        spots: list[tuple[float, float]] = []
-        for _ in range(200):
-            x, y = (rng.uniform(-r, r) for r in _REACH_M)
-            if all((x - a) ** 2 + (y - b) ** 2 > _MIN_APART_M**2 for a, b in spots):
-                spots.append((x, y))
-            if len(spots) == count:
-                return spots
-
-
-def _table_color(rng: random.Random) -> tuple[int, int, int]:
-    base = rng.choice(
-        ((190, 160, 120), (150, 150, 155), (205, 200, 190), (110, 120, 115), (165, 130, 95))
-    )
-    r, g, b = (min(255, max(0, c + rng.randint(-15, 15))) for c in base)
-    return r, g, b

@@ -10,7 +10,7 @@ far gripper and disc are apart tells the height from a single picture, also with
 
 from __future__ import annotations
 
-NUM_BLOCKS, NUM_MATS = 4, 3
+NUM_BLOCKS, NUM_MATS, NUM_CLUTTER = 4, 3, 8
 BLOCK_HALF_M = (0.029, 0.029, 0.02)
 MAT_HALF_M = 0.05
 TEXTURE_PX, TABLE_TEXTURE_PX = 64, 128
@@ -18,6 +18,8 @@ TABLE_HALF_M = 0.27
 WORKSPACE_M = ((-0.17, 0.17), (-0.16, 0.16), (0.012, 0.16))
 """Where the fingertips can go: x, y, z above the table."""
 FINGER_TRAVEL_M = 0.048
+SUN, SUN_RGB, FLOOR_RGB = (-0.2, 0.3, -1.0), (0.3, 0.3, 0.3), (0.25, 0.25, 0.27)
+"""Where the sun's light goes to, its strength, the floor's colour."""
 TIMESTEP_S = 1 / 300  # longer ones let a held block creep out of the fingers
 
 _BLOCK = """
@@ -32,6 +34,15 @@ _BLOCK = """
 _MAT = """
     <body name="mat{i}" mocap="true" pos="{x} 4 0.0006">
       <geom name="mat{i}" type="box" size="0.05 0.05 0.0005" material="mat{i}" contype="0"
+        conaffinity="0"/>
+    </body>"""
+
+# A box and a cylinder; a reset shows one of them, in its size and colour.
+_CLUTTER = """
+    <body name="clutter{i}" mocap="true" pos="{x} 5 0.01">
+      <geom name="box{i}" type="box" size="0.01 0.01 0.01" rgba="0 0 0 0" contype="0"
+        conaffinity="0"/>
+      <geom name="can{i}" type="cylinder" size="0.01 0.01" rgba="0 0 0 0" contype="0"
         conaffinity="0"/>
     </body>"""
 
@@ -57,6 +68,7 @@ def scene_xml() -> str:
     """The MJCF model."""
     blocks = "".join(_BLOCK.format(i=i, x=3 + 0.2 * i) for i in range(NUM_BLOCKS))
     mats = "".join(_MAT.format(i=i, x=3 + 0.2 * i) for i in range(NUM_MATS))
+    clutter = "".join(_CLUTTER.format(i=i, x=3 + 0.2 * i) for i in range(NUM_CLUTTER))
     fingers = _FINGER.format(side="left", x=-0.005, axis=-1) + _FINGER.format(
         side="right", x=0.005, axis=1
     )
@@ -100,7 +112,7 @@ def scene_xml() -> str:
     <texture name="table" type="2d" builtin="flat" width="{TABLE_TEXTURE_PX}"
       height="{TABLE_TEXTURE_PX}"/>
     <material name="table" texture="table" texuniform="false" specular="0" shininess="0"/>
-    <material name="floor" rgba="0.25 0.25 0.27 1" specular="0"/>
+    <material name="floor" rgba="{_words(FLOOR_RGB)} 1" specular="0"/>
     <material name="palm" rgba="0.95 0.1 0.75 1" specular="0"/>
     <material name="finger" rgba="0.75 0.05 0.6 1" specular="0"/>
     <material name="shadow" rgba="0.06 0.06 0.08 0.75" specular="0"/>
@@ -108,12 +120,12 @@ def scene_xml() -> str:
     {textures}
   </asset>
   <worldbody>
-    <light name="sun" pos="0.3 -0.5 1.5" dir="-0.2 0.3 -1" directional="true"
-      diffuse="0.3 0.3 0.3"/>
+    <light name="sun" pos="0.3 -0.5 1.5" dir="{_words(SUN)}" directional="true"
+      diffuse="{_words(SUN_RGB)}"/>
     <geom name="floor" type="plane" size="6 6 0.1" pos="0 0 -0.0005" material="floor"/>
     <geom name="table" type="box" size="{TABLE_HALF_M} {TABLE_HALF_M} 0.02" pos="0 0 -0.02"
       material="table" friction="0.6 0.02 0.001" condim="3"/>
-    {blocks}{mats}{_LIGHT}
+    {blocks}{mats}{clutter}{_LIGHT}
     <body name="gripper" pos="0 0 0" gravcomp="1">
       <joint name="x" type="slide" axis="1 0 0"/>
       <joint name="y" type="slide" axis="0 1 0"/>
@@ -131,3 +143,7 @@ def scene_xml() -> str:
   </worldbody>
   <actuator>{servos}</actuator>
 </mujoco>"""
+
+
+def _words(values: tuple[float, ...]) -> str:
+    return " ".join(map(str, values))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ LIFT_M = 0.04
 NEAR_M = 0.115  # between centres; blocks are 5.8 cm wide
 PUSH_M = 0.06
 MOVED_M = 0.03  # it is the target that moves near the reference, not the other way round
+_ROOM_M, _NUDGE_M = 0.09, 0.06
 
 _PHRASES = {
     "pick": ("pick the {x}", "pick up the {x}", "grab the {x}", "lift the {x}"),
@@ -91,6 +93,23 @@ def goal_spot(task: Task, target: np.ndarray, reference: np.ndarray | None) -> n
     # On the side it comes from, so that the way there does not lead over the reference.
     away = target[:2] - reference[:2]
     return reference[:2] + away / max(float(np.linalg.norm(away)), 1e-6) * (NEAR_M - 0.025)
+
+
+def is_fair(
+    task: Task, target: np.ndarray, reference: np.ndarray | None, others: Sequence[np.ndarray]
+) -> bool:
+    """Whether there is room at the goal, and more to do than a nudge.
+
+    Args:
+      target, reference: where they are, [2] or [3] metres; None where the task has no reference.
+      others: [2] metres each, of the other blocks.
+    """
+    if task.family == "pick":
+        return True
+    goal = goal_spot(task, target, reference)
+    clear = all(np.linalg.norm(other - goal) > _ROOM_M for other in others)
+    far = task.family != "near" or np.linalg.norm(target[:2] - goal) > _NUDGE_M
+    return bool(np.all(np.abs(goal) <= [0.17, 0.155]) and clear and far)
 
 
 @dataclasses.dataclass(frozen=True)

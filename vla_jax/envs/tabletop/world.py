@@ -8,7 +8,6 @@ Only this file and the scene know MuJoCo. Import it in a process that has not lo
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import mujoco
@@ -17,57 +16,15 @@ import numpy as np
 from vla_jax.corpus.pictures import COLORS, PictureBank
 from vla_jax.envs.tabletop import scene
 from vla_jax.envs.tabletop.config import TabletopConfig
+from vla_jax.envs.tabletop.layout import PATTERNS, Block, Layout
+from vla_jax.envs.tabletop.patterns import table_texture
 
 _CAMERA_TARGET = np.array([0.0, 0.005, 0.0])
 _CAMERA_DISTANCE_M = 0.78
 _ELEVATION_RAD = math.radians(66)
 _FOVY_DEG = 29.5
+_LEAST_TABLE_M = 0.2  # a block can be pushed to 17 cm from the middle
 _MOVING_SHARE = 0.7  # of a control step; the rest is for coming to rest
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A block on the table.
-
-    Attributes:
-      name: concept of the picture on it.
-      x, y: metres.
-      yaw: radians.
-      tile: colour behind the picture.
-    """
-
-    name: str
-    x: float
-    y: float
-    yaw: float = 0.0
-    tile: str = "white"
-
-
-@dataclasses.dataclass(frozen=True)
-class Mat:
-    """A square mat, 10 cm wide. Its name is "<colour> mat"."""
-
-    color: str
-    x: float
-    y: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.color} mat"
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Everything that a reset decides, so that it can be repeated or made by hand."""
-
-    blocks: tuple[Block, ...]
-    mats: tuple[Mat, ...] = ()
-    gripper: tuple[float, float, float] = (0.0, 0.0, 0.1)
-    table: str = "plain"
-    table_color: tuple[int, int, int] = (190, 175, 150)
-    camera_shift_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    light: float = 1.0
-    texture_seed: int = 0
 
 
 class World:
@@ -90,6 +47,7 @@ class World:
         self._fingers = [self._model.body(side).id for side in ("left", "right")]
         self._laser = self._model.body("laser").mocapid[0]
         self._shadow = self._model.body("shadow").mocapid[0]
+        self._turn, self._elevation = 0.0, _ELEVATION_RAD
         self.layout = Layout(())
         self.command = np.zeros(7)  # xyz, roll pitch yaw, closedness
 
@@ -125,9 +83,9 @@ class World:
                 data.mocap_pos[mocap] = [mat.x, mat.y, 0.0006]
                 rgb = np.asarray(COLORS[mat.color]) / 255
                 model.mat(f"mat{i}").rgba = [*rgb, 1]
-        self._paint_table(layout)
-        model.vis.headlight.diffuse = self._headlight * layout.light
-        self._aim_camera(np.asarray(layout.camera_shift_m))
+        self._upload("table", table_texture(layout, self._bank, scene.TABLE_TEXTURE_PX))
+        self._dress_room(layout)
+        self._aim_camera(layout)
         self.command = np.array([*layout.gripper, 0, 0, 0, 0.0])
         for axis, value in zip("xyz", layout.gripper, strict=True):
             data.qpos[self._joint[axis]] = value
@@ -137,14 +95,49 @@ class World:
         mujoco.mj_step(model, data, 20)  # blocks settle
         self._place_light()
 
+    def _dress_room(self, layout: Layout) -> None:
+        """Light, floor, the table's size and what stands around."""
+        model = self._model
+        model.vis.headlight.diffuse = self._headlight * layout.light
+        sun = np.asarray(layout.sun)
+        model.light("sun").dir = sun / np.linalg.norm(sun)
+        model.light("sun").diffuse = layout.sun_rgb
+        model.mat("floor").rgba = [*layout.floor_rgb, 1]
+        # Its bounds for finding contacts stay those of the compiled table: all pushes end inside.
+        model.geom("table").size[:2] = layout.table_half_m
+        for i in range(scene.NUM_CLUTTER):
+            mocap = model.body(f"clutter{i}").mocapid[0]
+            self.data.mocap_pos[mocap] = [3 + 0.2 * i, 5, 0.01]
+            box, can = model.geom(f"box{i}"), model.geom(f"can{i}")
+            box.rgba = can.rgba = [0, 0, 0, 0]
+            if i < len(layout.clutter):
+                thing = layout.clutter[i]
+                self.data.mocap_pos[mocap] = [thing.x, thing.y, thing.half_m[2]]
+                shown = can if thing.round else box
+                shown.size[:] = thing.half_m
+                if thing.round:
+                    shown.size[1] = thing.half_m[2]
+                shown.rgba = [*(np.asarray(thing.rgb) / 255), 1]
+
     def _require_known(self, layout: Layout) -> None:
         for block in layout.blocks:
             self._bank.concept(block.name)
+        if layout.table not in PATTERNS:
+            raise ValueError(f"no table {layout.table!r}; there are {', '.join(PATTERNS)}")
+        if layout.table == "picture":
+            self._bank.concept(layout.table_picture)
         colors = [b.tile for b in layout.blocks] + [m.color for m in layout.mats]
         if unknown := sorted(set(colors) - set(COLORS)):
             raise ValueError(f"no colour {unknown}; there are {', '.join(COLORS)}")
-        if len(layout.blocks) > scene.NUM_BLOCKS or len(layout.mats) > scene.NUM_MATS:
-            raise ValueError(f"at most {scene.NUM_BLOCKS} blocks and {scene.NUM_MATS} mats")
+        most = (scene.NUM_BLOCKS, scene.NUM_MATS, scene.NUM_CLUTTER)
+        there = (len(layout.blocks), len(layout.mats), len(layout.clutter))
+        if any(n > m for n, m in zip(there, most, strict=True)):
+            raise ValueError("at most {} blocks, {} mats and {} other things".format(*most))
+        if layout.table_half_m < _LEAST_TABLE_M:
+            raise ValueError(
+                f"a table of half side {layout.table_half_m} m is too small to push on: "
+                f"at least {_LEAST_TABLE_M}"
+            )
 
     def _paint_block(self, i: int, block: Block) -> None:
         tile = COLORS[block.tile]
@@ -153,27 +146,13 @@ class World:
         self._model.mat(f"block{i}").rgba = [*(np.asarray(tile) / 255), 1]
         size = scene.TEXTURE_PX
         margin = 3
-        picture = self._bank.picture(block.name, size - 2 * margin).astype(np.float32)
+        picture = self._bank.picture(block.name, size - 2 * margin, block.style)
+        picture = picture.astype(np.float32)
         rgb = np.broadcast_to(np.asarray(tile, np.float32), (size, size, 3)).copy()
         alpha = picture[..., 3:] / 255
         inside = rgb[margin:-margin, margin:-margin]
         inside[:] = inside * (1 - alpha) + picture[..., :3] * alpha
         self._upload(f"picture{i}", rgb)
-
-    def _paint_table(self, layout: Layout) -> None:
-        size = scene.TABLE_TEXTURE_PX
-        rng = np.random.default_rng(layout.texture_seed)
-        base = np.asarray(layout.table_color, np.float32)
-        shade = np.zeros((size, size, 1), np.float32)
-        if layout.table == "wood":
-            rows = np.cumsum(rng.normal(0, 4, size))
-            shade += (6 * np.sin(rows / 3))[:, None, None] + rng.normal(0, 2, (size, 1, 1))
-        elif layout.table == "speckle":
-            shade += rng.normal(0, 9, (size, size, 1))
-        elif layout.table == "stripes":
-            width = int(rng.integers(6, 20))
-            shade += np.where((np.arange(size) // width) % 2, 8.0, -8.0)[None, :, None]
-        self._upload("table", base + shade)
 
     def _upload(self, name: str, rgb: np.ndarray) -> None:
         texture = self._model.texture(name)
@@ -270,11 +249,13 @@ class World:
 
     # Pictures
 
-    def _aim_camera(self, shift: np.ndarray) -> None:
-        self._camera.lookat[:] = _CAMERA_TARGET + shift
-        self._camera.distance = _CAMERA_DISTANCE_M
-        self._camera.azimuth = 90
-        self._camera.elevation = -math.degrees(_ELEVATION_RAD)
+    def _aim_camera(self, layout: Layout) -> None:
+        turn, up = layout.camera_turn_rad
+        self._turn, self._elevation = turn, _ELEVATION_RAD + up
+        self._camera.lookat[:] = _CAMERA_TARGET + np.asarray(layout.camera_shift_m)
+        self._camera.distance = _CAMERA_DISTANCE_M * layout.camera_distance
+        self._camera.azimuth = 90 + math.degrees(turn)
+        self._camera.elevation = -math.degrees(self._elevation)
 
     def render(self, size: int, camera: str = "fixed") -> np.ndarray:
         """uint8 [size, size, 3] from "fixed" or "wrist"."""
@@ -291,10 +272,11 @@ class World:
 
     def pixels(self, points: np.ndarray, size: int) -> np.ndarray:
         """Where points [..., 3] are in the fixed camera's picture: [..., 2], (y, x) in pixels."""
-        cos, sin = math.cos(_ELEVATION_RAD), math.sin(_ELEVATION_RAD)
-        forward = np.array([0, cos, -sin])
-        down, right = np.array([0, -sin, -cos]), np.array([1.0, 0, 0])
-        eye = np.asarray(self._camera.lookat) - _CAMERA_DISTANCE_M * forward
+        cos, sin = math.cos(self._elevation), math.sin(self._elevation)
+        left, ahead = math.sin(self._turn), math.cos(self._turn)
+        forward = np.array([-left * cos, ahead * cos, -sin])
+        down, right = np.array([left * sin, -ahead * sin, -cos]), np.array([ahead, left, 0.0])
+        eye = np.asarray(self._camera.lookat) - self._camera.distance * forward
         rays = points - eye
         scale = size / 2 / math.tan(math.radians(_FOVY_DEG) / 2) / (rays @ forward)
         return size / 2 + np.stack([rays @ down, rays @ right], -1) * scale[..., None]
