@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from vla_jax.envs.metaworld.tasks import find_tasks
+
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
 
@@ -32,10 +34,13 @@ class EvaluationConfig:
       rollout_workers: processes they run in.
       pools: concepts that the blocks show. "robot": as in the episodes; "web_only": only in the
         picture corpus.
-      world: which table-top world, as for `vla_jax.envs.episodes --config`.
+      world: which world, as for `vla_jax.envs.episodes --config`. In "metaworld" no pools are run
+        and nothing is pointed to, but `trials` episodes of each of `tasks`.
+      tasks: names of Meta-World tasks; (): all fifty.
+      trials: episodes of each of them. Published results are of 10.
       pointing_views: rendered table-top views on which the model is asked to point.
       baselines: also run a random policy and the scripted expert.
-      videos_per_outcome: rollout videos per task family of successes and of failures each.
+      videos_per_outcome: rollout videos per task family or task of successes and of failures each.
       batch_size: rows per model call; fewer are padded.
       seed: of layouts and tasks. Episode i of every pool and policy has seed + i. Training episodes
         must use other seeds.
@@ -49,7 +54,9 @@ class EvaluationConfig:
     rollout_envs: int = 16
     rollout_workers: int = 2
     pools: tuple[Literal["robot", "web_only"], ...] = ("robot", "web_only")
-    world: Literal["demo", "full"] = "demo"
+    world: Literal["demo", "full", "metaworld"] = "demo"
+    tasks: tuple[str, ...] = ()
+    trials: int = 10
     pointing_views: int = 50
     baselines: bool = True
     videos_per_outcome: int = 1
@@ -65,7 +72,8 @@ class EvaluationConfig:
             raise ValueError(
                 f"evaluation.action_temperature must be at least 0, got {self.action_temperature}"
             )
-        for name in ("rollout_envs", "rollout_workers", "batch_size", "execute_steps"):
+        find_tasks(self.tasks)  # raises ValueError for one that there is not
+        for name in ("rollout_envs", "rollout_workers", "batch_size", "execute_steps", "trials"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
 

@@ -31,7 +31,7 @@ class Plan:
 
     Attributes:
       number: counts from 0.
-      seed, options: of `TabletopEnv.reset`.
+      seed, options: of the world's `reset`.
     """
 
     number: int
@@ -80,6 +80,7 @@ class Outcome:
     """A finished episode.
 
     Attributes:
+      family: kind of task; in Meta-World the task's name.
       ended: "terminate" (the agent said so), "goal held" or "time limit".
       attempts: 1 + how often it was lost with its worker and run again.
     """
@@ -110,7 +111,7 @@ class _Running:
 
 
 def policy_agent(policy: Policy, temperature: float = 0.0, execute_steps: int = 1) -> Agent:
-    """The policy sees the picture and the instruction, nothing else.
+    """The policy sees the picture, the instruction and, if it was trained with it, the state.
 
     What it samples depends on the episode and the step, not on what else is running.
 
@@ -134,7 +135,10 @@ def policy_agent(policy: Policy, temperature: float = 0.0, execute_steps: int = 
             images = np.stack([v.observation["image"] for v in due])
             instructions = [v.info["instruction"] for v in due]
             seeds = [(v.plan.seed * 1009 + v.step) % 2**31 for v in due]
-            result = policy.act(images, instructions, temperature=temperature, seeds=seeds)
+            states = np.stack([v.observation["state"] for v in due]) if policy.needs_state else None
+            result = policy.act(
+                images, instructions, temperature=temperature, seeds=seeds, states=states
+            )
             for view, actions, ids in zip(due, result.actions, result.ids):
                 chunks[view.plan.number] = actions, tokenizer.text(ids)
         current = [chunks[v.plan.number] for v in views]
@@ -334,12 +338,23 @@ class Videos:
     Args:
       media: directory; files are named after `label`.
       per_outcome: how many of each.
+      step_ms: how long a step is shown.
+      saved: those there are already.
     """
 
-    def __init__(self, media: Path, label: str, per_outcome: int):
+    def __init__(
+        self,
+        media: Path,
+        label: str,
+        per_outcome: int,
+        *,
+        step_ms: float = 400,
+        saved: Sequence[dict[str, Any]] = (),
+    ):
         self._media, self._label, self._per_outcome = media, label, per_outcome
-        self._counts: collections.Counter[tuple[str, bool]] = collections.Counter()
-        self.saved: list[dict[str, Any]] = []
+        self._step_ms = step_ms
+        self._counts = collections.Counter((clip["family"], clip["success"]) for clip in saved)
+        self.saved: list[dict[str, Any]] = list(saved)
 
     def offer(self, outcome: Outcome, frames: list[Frame]) -> None:
         key = outcome.family, outcome.success
@@ -354,6 +369,7 @@ class Videos:
             instruction=outcome.instruction,
             outcome=f"{result} after {outcome.steps} steps ({outcome.ended})",
             success=outcome.success,
+            step_ms=self._step_ms,
         )
         self.saved.append(
             {

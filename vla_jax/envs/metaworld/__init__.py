@@ -1,1 +1,1 @@
-"""Meta-World: fifty tasks of one simulated arm, a published benchmark (arXiv 1910.10897, 2505.11289)."""
+"""Meta-World: fifty tasks of one simulated arm, a published benchmark (arXiv 1910.10897)."""

@@ -145,7 +145,8 @@ class _Simulator:
 
     def __init__(self, name: str):
         self.name = name
-        self._env = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{name}-goal-observable"](seed=0)
+        make: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{name}-goal-observable"]
+        self._env = make(seed=0)
         self._env._freeze_rand_vec = False
         self._env.seeded_rand_vec = True
         model = self._env.model
@@ -172,8 +173,8 @@ class _Simulator:
             self._renderers[size] = mujoco.Renderer(self._env.model, size, size)
         renderer = self._renderers[size]
         renderer.update_scene(self._env.data, camera=_CAMERA)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            renderer.scene.flags[flag] = 0
+        flags: Any = mujoco.mjtRndFlag  # pyright: ignore[reportAttributeAccessIssue]
+        renderer.scene.flags[[int(flags.mjRND_SHADOW), int(flags.mjRND_REFLECTION)]] = 0
         # This camera is mounted upside down.
         return np.ascontiguousarray(renderer.render()[::-1, ::-1])
 

@@ -115,7 +115,7 @@ def videos(inputs: ReportInputs, figures: Figures) -> Markup:
         return section("videos", "Rollout videos", missing("No videos were made. Run:", remedy))
     items = [
         figures.image(clip["path"], clip["instruction"])
-        + f'<div class="tags">{_verdict(clip["success"])}<span>{escape(clip["family"])}</span>'
+        + f'<div class="tags">{verdict(clip["success"])}<span>{escape(clip["family"])}</span>'
         f"<span>{escape(pool_name(run['pool']))}</span><span>seed {clip['seed']}</span></div>"
         for run, clip in clips
     ]
@@ -132,7 +132,7 @@ def videos(inputs: ReportInputs, figures: Figures) -> Markup:
     )
 
 
-def _verdict(right: bool) -> str:
+def verdict(right: bool) -> str:
     return f'<b class="{"good" if right else "bad"}">{"success" if right else "failure"}</b>'
 
 
@@ -179,7 +179,9 @@ _UNITS = {
     "m": ("mm", 1000.0),
     "rad": ("rad", 1.0),
     "closedness": ("of 0–1", 1.0),
+    "effort": ("of −1–1", 1.0),
     "flag": ("", 1.0),
+    "unknown": ("", 1.0),
 }
 
 
