@@ -205,6 +205,8 @@ def bar_rows(
 ) -> str:
     """Bars from 0 to 100% lying one below the other, with 95% intervals as thin lines.
 
+    At the right stands the value of each row's first bar.
+
     Args:
       groups: (name over the group, its rows: (name, bars)). Same labels in each row.
     """
@@ -224,6 +226,8 @@ def bar_rows(
         for name, bars in rows:
             middle = y + thick * len(bars) / 2
             parts.append(_text(left - 8, middle + 4, name, anchor="end"))
+            if bars and bars[0].value is not None:
+                parts.append(_text(right + 8, middle + 4, f"{bars[0].value:.0%}"))
             for bar in bars:
                 if bar.value is not None:
                     parts += _lying(bar, name, left, right, y, thick, colors[bar.label])
@@ -251,7 +255,6 @@ def _lying(
         f"<title>{escape(f'{name}, {bar.label}: {value:.0%}')}</title></rect>",
         f'<line x1="{low:.1f}" y1="{middle:.1f}" x2="{high:.1f}" y2="{middle:.1f}" '
         'stroke="#22262b" stroke-width="1.3"/>',
-        _text(right + 8, middle + 4, f"{value:.0%}"),
     ]
 
 

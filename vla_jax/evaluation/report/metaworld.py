@@ -57,7 +57,7 @@ def sections(inputs: ReportInputs, figures: Figures) -> list[Markup]:
             figures.figure(
                 bar_rows(_groups(result), x_label="success, % of trials"),
                 f"Success of each task, n = {result['trials']} trials each. Lines: 95% Wilson "
-                "intervals.",
+                "intervals. At the right: the policy.",
             ),
             *_videos(result, figures),
         )
