@@ -61,7 +61,6 @@ def _mt50() -> dict[str, Any]:
             "steps": 30_000,
             "batch_size": 256,
             "ema_decay": 0.999,
-            "integer_smoothing": 2.0,
             "augment": {"crop": 0.95, "brightness": 0.1, "contrast": 0.1},
             "checkpoint_every": 2500,
             "init_from": f"{DATA}/gemma3_270m",

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.evaluation.fakes import FakePool
+from vla_jax import config as config_lib
 from vla_jax.actions.uniform import UniformTokenizer
 from vla_jax.decoding.policy import ActResult
 from vla_jax.envs.metaworld.config import MetaworldConfig
-from vla_jax.envs.metaworld.tasks import TASKS, TIERS
+from vla_jax.envs.metaworld.tasks import TASKS, TIERS, find_tasks
 from vla_jax.envs.pool import Transition
 from vla_jax.evaluation.base import EvaluationConfig
 from vla_jax.evaluation.metaworld import PUBLISHED, TRIALS_FILE, MetaworldEvaluator, score_tiers
@@ -217,6 +219,19 @@ def test_a_killed_evaluation_goes_on_with_what_is_missing(tmp_path, capsys):
         measure(broken, pool, **changed)
         assert len(pool.started) == 24
         assert "of another policy or other settings; replaced" in capsys.readouterr().out
+
+
+def test_configs():
+    file = Path(__file__).parents[2] / "configs" / "metaworld.py"
+    for size, tasks, chunk in (("mt50", 50, 8), ("cpu5", 5, 4)):
+        config = config_lib.parse(config_lib.load_config(f"{file}:{size}"))
+        assert len(find_tasks(config.evaluation.tasks)) == tasks
+        assert config.evaluation.trials == 10
+        assert config.data.actions.chunk == chunk >= config.evaluation.execute_steps
+        # An action is four tokens, and one ends the answer.
+        assert config.data.max_answer_tokens == 4 * chunk + 1
+    with pytest.raises(ValueError, match="choose mt50 or cpu5"):
+        config_lib.load_config(f"{file}:mt10")
 
 
 def test_refused():
