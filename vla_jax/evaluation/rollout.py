@@ -271,6 +271,7 @@ def _advance(
     plan, info = episode.plan, episode.info
     ended = "time limit"
     if transition.terminated:
+        # Terminate comes first where an action has it; else comes a position, of few centimetres.
         ended = "terminate" if transition.action[0] > 0.5 else "goal held"
     return Outcome(
         number=plan.number,
