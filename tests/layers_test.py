@@ -55,6 +55,7 @@ OWNERS = {
     "array_record": "data",
     "flax": "models",
     "orbax": "checkpoints",
+    "metaworld": "envs",
     "mujoco": "envs",
     "gymnasium": "envs",
     "torch": "nowhere",
@@ -69,10 +70,9 @@ LATE_IMPORTS: dict[tuple[str, str], str] = {
     ("vla_jax/data/convert_beam.py", "apache_beam"): "an optional extra",
     ("vla_jax/data/write.py", "vla_jax"): "workers it spawns import it again, without TensorFlow",
     (
-        "vla_jax/envs/pool.py",
+        "vla_jax/envs/worlds.py",
         "vla_jax",
     ): "MuJoCo is loaded in the worker only, beside no TensorFlow",
-    ("vla_jax/envs/episodes.py", "vla_jax"): "MuJoCo is loaded in the worker only",
     ("vla_jax/training/metrics.py", "wandb"): "an optional extra, if asked for",
     ("vla_jax/evaluate.py", "vla_jax"): "so do the simulators' workers, which render",
 }

@@ -98,6 +98,7 @@ def make_evaluators(
     from vla_jax.data.sources.opening import open_source
     from vla_jax.evaluation.actions import ActionEvaluator
     from vla_jax.evaluation.held_out import action_batches, vqa_batches
+    from vla_jax.evaluation.metaworld import MetaworldEvaluator
     from vla_jax.evaluation.suites.evaluator import SuiteEvaluator
     from vla_jax.evaluation.tabletop import PointingEvaluator, RolloutEvaluator
     from vla_jax.evaluation.vqa import VqaEvaluator
@@ -139,6 +140,10 @@ def make_evaluators(
                 source, builder.for_robot(robot), limit=limit, template=template, **shape
             )
             evaluators.append(ActionEvaluator(batches, f"actions_{name}", robot))
+    if settings.world == "metaworld":
+        if builder.action_tokenizers:
+            evaluators.append(MetaworldEvaluator(settings, config.model.image_size))
+        return evaluators
     if settings.pointing_views:
         evaluators.append(PointingEvaluator(settings))
     if settings.rollout_episodes and builder.action_tokenizers:

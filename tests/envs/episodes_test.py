@@ -130,7 +130,7 @@ def test_one_directory_holds_one_kind_of_episodes(uninterrupted):
 
 
 def test_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no table-top config 'demi'; .*'demo'"):
+    with pytest.raises(ValueError, match=r"no world 'demi'; .*'demo'"):
         generate(tmp_path / "out", episodes=1, workers=1, config="demi")
     assert not (tmp_path / "out").exists()
     with pytest.raises(FileNotFoundError, match=r"python -m vla_jax\.envs\.episodes"):

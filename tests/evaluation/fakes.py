@@ -34,6 +34,7 @@ class FakePolicy:
         self._answer, self._act = answer, act
         self.builder: SequenceBuilder | None = None
         self.action_spec, self.robots = SPEC, (SPEC.name,)
+        self.needs_state = False
         self.action_tokenizer = UniformTokenizer(SPEC, np.arange(1000, 1256), chunk)
         self.calls: list[int] = []  # rows of each
         self.sampled: list[tuple[float, tuple[int, ...]]] = []  # temperature and seeds of each act

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-Unit = Literal["m", "rad", "closedness", "flag", "unknown"]
+Unit = Literal["m", "rad", "closedness", "effort", "flag", "unknown"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,9 @@ class ActionDimension:
 
     Attributes:
       name: e.g. "position_x".
-      unit: "m", "rad", "closedness" (0 open .. 1 closed), "flag" (0 or 1) or "unknown" (a robot
-        controller's own scale that its data set does not explain).
+      unit: "m", "rad", "closedness" (0 open .. 1 closed), "effort" (of a gripper, -1 opens .. 1
+        closes with full force), "flag" (0 or 1) or "unknown" (a robot controller's own scale that
+        its data set does not explain).
       low, high: bounds in that unit; values outside are clipped when they become tokens.
       levels: number of discrete values. 2 for a flag; None for a continuous dimension.
     """

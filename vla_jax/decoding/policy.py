@@ -112,6 +112,11 @@ class Policy:
     def action_spec(self) -> ActionSpec:
         return self.action_tokenizer.spec
 
+    @property
+    def needs_state(self) -> bool:
+        """Whether it was trained with what the robot measures, so that `act` needs `states`."""
+        return self.builder.state is not None
+
     def answer(self, images: np.ndarray, questions: list[str]) -> list[str]:
         """Answers from the full vocabulary.
 

@@ -1,12 +1,15 @@
 """Expert episodes, generated in parallel and resumably.
 
     python -m vla_jax.envs.episodes --out=DIR --episodes=1000 --workers=2 --config=demo
+    python -m vla_jax.envs.episodes --out=DIR --episodes=2500 --config=metaworld --image_size=224
+
+With `metaworld`, episodes go round its fifty tasks, or those of `--tasks`.
 
 Staging layout, what `vla_jax.data.staged` reads:
 
     DIR/metadata.json          {"action_spec": ..., "config": ..., "seed": ...}
     DIR/episode_000042.npz     images: object [n] of PNG bytes -> stored as uint8 `image_bytes` and
-                               int64 `image_ends` [n]; state float32 [n, 8]; action float32 [n, 8];
+                               int64 `image_ends` [n]; state float32 [n, S]; action float32 [n, A];
                                instruction, family, target, reference: str; seed: int
 
 The action of step t is what the expert would do in the state of picture t. What is carried out has
@@ -26,6 +29,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +37,8 @@ import numpy as np
 from PIL import Image
 
 from vla_jax.envs.gl import choose_backend
-from vla_jax.envs.tabletop.config import CONFIGS
+from vla_jax.envs.metaworld.config import MetaworldConfig
+from vla_jax.envs.worlds import WORLDS, WorldConfig, find_world, open_world
 
 _CHUNK = 8
 _NOISE_M = (0.010, 0.010, 0.004)
@@ -42,16 +47,24 @@ _MAX_TRIES = 20
 
 
 def generate(
-    out: str | Path, *, episodes: int, workers: int, config: str = "demo", seed: int = 0
+    out: str | Path,
+    *,
+    episodes: int,
+    workers: int,
+    config: str | WorldConfig = "demo",
+    seed: int = 0,
 ) -> None:
     """Makes episodes 0 .. `episodes` - 1 in `out`; those already there are kept.
+
+    Args:
+      config: of the world, or its name in `worlds.WORLDS`.
 
     Raises:
       ValueError: `out` holds episodes of another config or seed, or an unknown config.
       RuntimeError: no OpenGL library, or a worker died.
     """
-    if config not in CONFIGS:
-        raise ValueError(f"no table-top config {config!r}; there are {tuple(CONFIGS)}")
+    if isinstance(config, str):
+        config = find_world(config)
     choose_backend()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -61,14 +74,14 @@ def generate(
     missing = [k for k in range(episodes) if not _file(out, k).exists()]
     if len(missing) < episodes:
         print(f"{episodes - len(missing)} of {episodes} episodes are there already")
-    chunks = [missing[i : i + _CHUNK] for i in range(0, len(missing), _CHUNK)]
+    chunks = list(_chunks(config, missing))
     begun, done, tried, told = time.monotonic(), 0, 0, 0.0
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=_follow_parent, initargs=(os.getpid(),)
     ) as pool:
         try:
-            futures = [pool.submit(_make, str(out), config, seed, chunk) for chunk in chunks]
+            futures = [pool.submit(_make, str(out), of, seed, chunk) for of, chunk in chunks]
             for future in concurrent.futures.as_completed(futures):
                 made, tries = future.result()
                 done, tried = done + made, tried + tries
@@ -100,10 +113,21 @@ def _file(out: Path, number: int) -> Path:
     return out / f"episode_{number:06d}.npz"
 
 
-def _write_metadata(out: Path, config: str, seed: int) -> None:
+def _chunks(config: WorldConfig, numbers: list[int]) -> Iterator[tuple[WorldConfig, list[int]]]:
+    """Episodes that a worker makes with one environment."""
+    by_config: dict[WorldConfig, list[int]] = {}
+    for number in numbers:
+        of = config.of_episode(number) if isinstance(config, MetaworldConfig) else config
+        by_config.setdefault(of, []).append(number)
+    for of, mine in by_config.items():
+        for i in range(0, len(mine), _CHUNK):
+            yield of, mine[i : i + _CHUNK]
+
+
+def _write_metadata(out: Path, config: WorldConfig, seed: int) -> None:
     metadata = {
-        "action_spec": CONFIGS[config].action_spec.to_json(),
-        "config": json.loads(json.dumps(dataclasses.asdict(CONFIGS[config]))),
+        "action_spec": config.action_spec.to_json(),
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
         "seed": seed,
     }
     path = out / "metadata.json"
@@ -123,19 +147,16 @@ def _follow_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _make(out: str, config: str, seed: int, numbers: list[int]) -> tuple[int, int]:
+def _make(out: str, config: WorldConfig, seed: int, numbers: list[int]) -> tuple[int, int]:
     """Worker: makes some episodes; returns (made, tried)."""
-    # Rendering belongs to this process only; the parent may hold TensorFlow.
-    from vla_jax.envs.tabletop.env import TabletopEnv
-    from vla_jax.envs.tabletop.expert import Expert
-
-    env, expert = TabletopEnv(CONFIGS[config]), Expert()
+    env, expert = open_world(config)
+    noisy = not isinstance(config, MetaworldConfig)  # which has noise of its own, by config
     tried = 0
     for number in numbers:
         for attempt in range(_MAX_TRIES):
             tried += 1
             episode_seed = (seed * 1_000_003 + number) * _MAX_TRIES + attempt
-            episode = record(env, expert, episode_seed)
+            episode = record(env, expert, episode_seed, noisy=noisy)
             if episode is not None:
                 break
         else:
@@ -201,12 +222,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--episodes", type=int, required=True)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--config", default="demo", choices=sorted(CONFIGS))
+    parser.add_argument("--config", default="demo", choices=sorted(WORLDS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--image_size", type=int, help="pixels; default: the config's")
+    parser.add_argument("--tasks", help="of Meta-World, with commas between; default: all")
     args = parser.parse_args()
-    generate(
-        args.out, episodes=args.episodes, workers=args.workers, config=args.config, seed=args.seed
-    )
+    changed = {"image_size": args.image_size} if args.image_size else {}
+    if args.tasks:
+        if not isinstance(WORLDS[args.config], MetaworldConfig):
+            parser.error(f"--tasks is for Meta-World, not for --config={args.config}")
+        changed["tasks"] = tuple(args.tasks.split(","))
+    try:
+        config = dataclasses.replace(WORLDS[args.config], **changed)
+    except ValueError as e:
+        parser.error(str(e))
+    generate(args.out, episodes=args.episodes, workers=args.workers, config=config, seed=args.seed)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from vla_jax.envs.gl import choose_backend
-from vla_jax.envs.tabletop.config import TabletopConfig
+from vla_jax.envs.worlds import WorldConfig, open_world
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class EnvPool:
 
     def __init__(
         self,
-        config: TabletopConfig,
+        config: WorldConfig,
         *,
         num_envs: int,
         num_workers: int = 2,
@@ -86,9 +86,9 @@ class EnvPool:
     def reset(
         self, requests: Mapping[int, tuple[int, dict[str, Any] | None]]
     ) -> dict[int, tuple[Observation, dict[str, Any]] | None]:
-        """Starts episodes: environment -> (seed, options of `TabletopEnv.reset`).
+        """Starts episodes: environment -> (seed, options of the world's `reset`).
 
-        Raises ValueError, as `TabletopEnv.reset` does, for a bad task.
+        Raises ValueError, as the world's `reset` does, for a bad task.
         """
         self._lost -= set(requests)
         return self._ask("reset", requests)
@@ -191,26 +191,23 @@ class EnvPool:
         return dict.fromkeys(envs)
 
 
-def _serve(connection, config: TabletopConfig) -> None:
+def _serve(connection, config: WorldConfig) -> None:
     """A worker: answers requests until told to close or its parent is gone."""
-    # The parent may hold TensorFlow; MuJoCo is loaded here only.
-    from vla_jax.envs.tabletop.env import TabletopEnv
-    from vla_jax.envs.tabletop.expert import Expert
-
-    expert, envs = Expert(), {}
+    envs: dict[int, tuple[Any, Any]] = {}  # each with its expert
 
     def answer(command: str, env: int, request: Any) -> Any:
         if command == "reset":
             if env not in envs:
-                envs[env] = TabletopEnv(config)
+                envs[env] = open_world(config)
             seed, options = request
-            return envs[env].reset(seed=seed, options=options)
+            return envs[env][0].reset(seed=seed, options=options)
         if env not in envs:
             raise ValueError(f"environment {env} was never reset")
+        world, expert = envs[env]
         if command == "render":
-            return envs[env].render()
-        action = expert.action(envs[env]) if request is None else request
-        observation, reward, terminated, truncated, info = envs[env].step(action)
+            return world.render()
+        action = expert.action(world) if request is None else request
+        observation, reward, terminated, truncated, info = world.step(action)
         taken = np.asarray(action, np.float32)
         return Transition(observation, reward, terminated, truncated, info, taken)
 
@@ -222,5 +219,5 @@ def _serve(connection, config: TabletopConfig) -> None:
             except ValueError as e:
                 answers = e
             connection.send(answers)
-    for env in envs.values():
-        env.close()
+    for world, _ in envs.values():
+        world.close()

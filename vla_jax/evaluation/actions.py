@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
 
 EXAMPLES = 12
-_TERMINATE, _GRIPPER = "flag", "closedness"
+_TERMINATE, _GRIPPER = "flag", ("closedness", "effort")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def score(
     flags = {
         dim.name: _flag(said[:, a], truth[:, a], valid[:, a], (dim.low + dim.high) / 2)
         for a, dim in enumerate(spec.dimensions)
-        if dim.unit in (_TERMINATE, _GRIPPER)
+        if dim.unit in (_TERMINATE, *_GRIPPER)
     }
     scalars = dict(sums.means())
     for name, flag in flags.items():

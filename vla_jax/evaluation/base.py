@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vla_jax.corpus.pictures import ART_STYLES
+from vla_jax.envs.metaworld.tasks import find_tasks
 
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
@@ -34,15 +35,18 @@ class EvaluationConfig:
       rollout_workers: processes they run in.
       pools: concepts that the blocks show. "robot": as in the episodes; "web_only": only in the
         picture corpus.
-      world: which table-top world, as for `vla_jax.envs.episodes --config`.
+      world: which world, as for `vla_jax.envs.episodes --config`. In "metaworld" no pools are run
+        and nothing is pointed to, but `trials` episodes of each of `tasks`.
       suite_rollouts: closed-loop episodes per cell of RT-2's evaluation suites (see
         `evaluation.suites.cells`); 20 or more say something.
       suites: which of them.
       suite_styles: in them, pictures of things that no robot episode shows are drawn in one of so
         many styles, see `PictureBank.picture`; 1: as the corpus draws them unless told otherwise.
+      tasks: names of Meta-World tasks; (): all fifty.
+      trials: episodes of each of them. Published results are of 10.
       pointing_views: rendered table-top views on which the model is asked to point.
       baselines: also run a random policy and the scripted expert.
-      videos_per_outcome: rollout videos per task family of successes and of failures each.
+      videos_per_outcome: rollout videos per task family or task of successes and of failures each.
       batch_size: rows per model call; fewer are padded.
       seed: of layouts and tasks. Episode i of every pool and policy has seed + i. Training episodes
         must use other seeds.
@@ -56,12 +60,14 @@ class EvaluationConfig:
     rollout_envs: int = 16
     rollout_workers: int = 2
     pools: tuple[Literal["robot", "web_only"], ...] = ("robot", "web_only")
-    world: Literal["demo", "full"] = "demo"
+    world: Literal["demo", "full", "metaworld"] = "demo"
     suite_rollouts: int = 0
     suites: tuple[Literal["seen", "unseen", "emergent", "control"], ...] = (
         *("seen", "unseen", "emergent", "control"),
     )
     suite_styles: int = 1
+    tasks: tuple[str, ...] = ()
+    trials: int = 10
     pointing_views: int = 50
     baselines: bool = True
     videos_per_outcome: int = 1
@@ -82,7 +88,8 @@ class EvaluationConfig:
             raise ValueError(
                 f"evaluation.action_temperature must be at least 0, got {self.action_temperature}"
             )
-        positive = ("rollout_envs", "rollout_workers", "batch_size", "execute_steps")
+        find_tasks(self.tasks)  # raises ValueError for one that there is not
+        positive = ("rollout_envs", "rollout_workers", "batch_size", "execute_steps", "trials")
         for name in (*positive, "suite_styles"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 WIDTH = 280  # pixels, of a video
+MOST_FRAMES = 48  # of a video
 MARK_SCALE = 2  # of pictures with marks on them
 _TEXT, _FAINT, _PAPER = (28, 30, 33), (110, 116, 124), (255, 255, 255)
 _GOOD, _BAD = (31, 122, 77), (176, 58, 46)
@@ -75,23 +76,27 @@ def save_rollout(
     instruction: str,
     outcome: str,
     success: bool,
-    step_ms: int = 400,
+    step_ms: float = 400,
     last_ms: int = 1600,
 ) -> None:
     """Writes a GIF that loops: the picture, and under it instruction, step and action tokens.
 
+    Of a long episode every so-manieth step is shown, `MOST_FRAMES` at most.
+
     Args:
       frames: at least one; the last one, without tokens, shows how it ended.
       outcome: shown with the last frame, e.g. "success after 6 steps".
-      step_ms, last_ms: how long a frame and the last frame are shown.
+      step_ms, last_ms: how long a step and the last frame are shown; a frame for 40 ms at least.
 
     Raises ValueError for no frames.
     """
     if not frames:
         raise ValueError(f"no frames to write to {path}")
     last = len(frames) - 1
+    stride = max(1, -(-last // (MOST_FRAMES - 1)))
     drawn = []
-    for number, frame in enumerate(frames):
+    for number in (*range(0, last, stride), last):
+        frame = frames[number]
         status, color = f"step {number + 1} of {last}", _FAINT
         if number == last:
             status, color = outcome, _GOOD if success else _BAD
@@ -101,7 +106,7 @@ def save_rollout(
         path,
         save_all=True,
         append_images=images[1:],
-        duration=[step_ms] * last + [last_ms],
+        duration=[max(40, round(step_ms * stride))] * (len(drawn) - 1) + [last_ms],
         loop=0,
         # Each frame whole: a picture that repeats would otherwise be merged into the one before.
         disposal=1,

@@ -31,7 +31,7 @@ class Plan:
 
     Attributes:
       number: counts from 0.
-      seed, options: of `TabletopEnv.reset`.
+      seed, options: of the world's `reset`.
     """
 
     number: int
@@ -80,6 +80,7 @@ class Outcome:
     """A finished episode.
 
     Attributes:
+      family: kind of task; in Meta-World the task's name.
       ended: "terminate" (the agent said so), "goal held" or "time limit".
       attempts: 1 + how often it was lost with its worker and run again.
     """
@@ -110,7 +111,7 @@ class _Running:
 
 
 def policy_agent(policy: Policy, temperature: float = 0.0, execute_steps: int = 1) -> Agent:
-    """The policy sees the picture and the instruction, nothing else.
+    """The policy sees the picture, the instruction and, if it was trained with it, the state.
 
     What it samples depends on the episode and the step, not on what else is running.
 
@@ -134,7 +135,10 @@ def policy_agent(policy: Policy, temperature: float = 0.0, execute_steps: int = 
             images = np.stack([v.observation["image"] for v in due])
             instructions = [v.info["instruction"] for v in due]
             seeds = [(v.plan.seed * 1009 + v.step) % 2**31 for v in due]
-            result = policy.act(images, instructions, temperature=temperature, seeds=seeds)
+            states = np.stack([v.observation["state"] for v in due]) if policy.needs_state else None
+            result = policy.act(
+                images, instructions, temperature=temperature, seeds=seeds, states=states
+            )
             for view, actions, ids in zip(due, result.actions, result.ids):
                 chunks[view.plan.number] = actions, tokenizer.text(ids)
         current = [chunks[v.plan.number] for v in views]
@@ -267,6 +271,7 @@ def _advance(
     plan, info = episode.plan, episode.info
     ended = "time limit"
     if transition.terminated:
+        # Terminate comes first where an action has it; else comes a position, of few centimetres.
         ended = "terminate" if transition.action[0] > 0.5 else "goal held"
     return Outcome(
         number=plan.number,
@@ -335,16 +340,30 @@ class Videos:
       media: directory; files are named after `label`.
       per_outcome: how many of each.
       by_family: count each family by itself, not all of them together.
+      step_ms: how long a step is shown.
+      saved: those there are already.
     """
 
-    def __init__(self, media: Path, label: str, per_outcome: int, *, by_family: bool = True):
+    def __init__(
+        self,
+        media: Path,
+        label: str,
+        per_outcome: int,
+        *,
+        by_family: bool = True,
+        step_ms: float = 400,
+        saved: Sequence[dict[str, Any]] = (),
+    ):
         self._media, self._label, self._per_outcome = media, label, per_outcome
-        self._by_family = by_family
-        self._counts: collections.Counter[tuple[str, bool]] = collections.Counter()
-        self.saved: list[dict[str, Any]] = []
+        self._by_family, self._step_ms = by_family, step_ms
+        self.saved: list[dict[str, Any]] = list(saved)
+        self._counts = collections.Counter(self._key(c["family"], c["success"]) for c in saved)
+
+    def _key(self, family: str, success: bool) -> tuple[str, bool]:
+        return family if self._by_family else "", success
 
     def offer(self, outcome: Outcome, frames: list[Frame]) -> None:
-        key = outcome.family if self._by_family else "", outcome.success
+        key = self._key(outcome.family, outcome.success)
         if self._counts[key] >= self._per_outcome:
             return
         self._counts[key] += 1
@@ -356,6 +375,7 @@ class Videos:
             instruction=outcome.instruction,
             outcome=f"{result} after {outcome.steps} steps ({outcome.ended})",
             success=outcome.success,
+            step_ms=self._step_ms,
         )
         self.saved.append(
             {

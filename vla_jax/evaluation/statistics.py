@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -47,6 +47,25 @@ def share_of(count: int, n: int) -> Share:
     low, high = wilson_interval(int(count), int(n))
     share = count / n if n else None
     return Share(count=int(count), n=int(n), share=share, low=low, high=high)
+
+
+def mean_interval(shares: Sequence[Share]) -> tuple[float, float]:
+    """95% interval of the plain mean of independent shares, however large each one's n is.
+
+    Each share's distance to the ends of its Wilson interval, added up in squares: Newcombe 1998,
+    "Interval estimation for the difference between independent proportions", method 10, for any
+    linear combination as in Zou & Donner 2008, "Construction of confidence limits about effect
+    measures". Of one share it is Wilson's interval.
+
+    Raises ValueError for no shares, or one of n = 0.
+    """
+    if not shares or not all(share["n"] for share in shares):
+        raise ValueError(f"need at least one share, and n of each above 0: {list(shares)}")
+    p = np.array([share["count"] / share["n"] for share in shares])
+    low = np.array([share["low"] for share in shares])
+    high = np.array([share["high"] for share in shares])
+    below, above = np.sqrt([np.sum((p - low) ** 2), np.sum((high - p) ** 2)]) / len(p)
+    return float(p.mean() - below), float(p.mean() + above)
 
 
 class Sums:

@@ -197,6 +197,67 @@ def bar_plot(
     return _svg(width, height, parts, y_label)
 
 
+def bar_rows(
+    groups: Sequence[tuple[str, Sequence[tuple[str, Sequence[Bar]]]]],
+    *,
+    x_label: str,
+    width: int = 900,
+) -> str:
+    """Bars from 0 to 100% lying one below the other, with 95% intervals as thin lines.
+
+    At the right stands the value of each row's first bar.
+
+    Args:
+      groups: (name over the group, its rows: (name, bars)). Same labels in each row.
+    """
+    names = [name for _, rows in groups for name, _ in rows]
+    left, right = 22 + 6.8 * max(map(len, names), default=0), width - 44
+    labels = list(dict.fromkeys(b.label for _, rows in groups for _, bars in rows for b in bars))
+    colors = {label: curve_color(i) for i, label in enumerate(labels)}
+    thick = 11 if len(labels) == 1 else 8
+    parts, y = [], 26.0
+    legend = float(right)
+    for label in reversed(labels):
+        parts.append(_text(legend, 12, label, anchor="end", color=colors[label], weight=600))
+        legend -= 14 + 6.8 * len(label)
+    for group, rows in groups:
+        parts.append(_text(0, y + 12, group, weight=600))
+        y += 20
+        for name, bars in rows:
+            middle = y + thick * len(bars) / 2
+            parts.append(_text(left - 8, middle + 4, name, anchor="end"))
+            if bars and bars[0].value is not None:
+                parts.append(_text(right + 8, middle + 4, f"{bars[0].value:.0%}"))
+            for bar in bars:
+                if bar.value is not None:
+                    parts += _lying(bar, name, left, right, y, thick, colors[bar.label])
+                y += thick
+            y += 6
+        y += 6
+    grid = []
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        x = left + tick * (right - left)
+        grid.append(f'<line x1="{x:.1f}" y1="26" x2="{x:.1f}" y2="{y:.1f}" stroke="{_GRID}"/>')
+        grid.append(_text(x, y + 14, f"{tick:.0%}", anchor="middle"))
+    parts.append(_text((left + right) / 2, y + 32, x_label, anchor="middle"))
+    return _svg(width, y + 38, [*grid, *parts], x_label)
+
+
+def _lying(
+    bar: Bar, name: str, left: float, right: float, y: float, thick: float, color: str
+) -> list[str]:
+    value = bar.value or 0.0
+    low, high, end = (left + v * (right - left) for v in (bar.low, bar.high, value))
+    middle = y + thick / 2 - 0.5
+    return [
+        f'<rect x="{left:.1f}" y="{y:.1f}" width="{max(end - left, 1):.1f}" '
+        f'height="{thick - 1}" fill="{color}" rx="1.5">'
+        f"<title>{escape(f'{name}, {bar.label}: {value:.0%}')}</title></rect>",
+        f'<line x1="{low:.1f}" y1="{middle:.1f}" x2="{high:.1f}" y2="{middle:.1f}" '
+        'stroke="#22262b" stroke-width="1.3"/>',
+    ]
+
+
 def heat_map(
     rows: Sequence[str],
     columns: Sequence[str],

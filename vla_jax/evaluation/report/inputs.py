@@ -58,6 +58,7 @@ class ReportInputs:
       run: `run.json`: device, code, seeds, times; None if missing, as the others below.
       vqa, actions: one per data set, as (data set, result).
       pointing, rollouts: on the table-top.
+      metaworld: tasks of Meta-World.
       start: the card of the parameter file that the last stage started from.
     """
 
@@ -69,6 +70,7 @@ class ReportInputs:
     actions: list[tuple[str, dict[str, Any]]]
     pointing: dict[str, Any] | None
     rollouts: dict[str, Any] | None
+    metaworld: dict[str, Any] | None
     start: dict[str, Any] | None
 
     @property
@@ -102,6 +104,7 @@ def read_inputs(
         actions=_read_all(evaluation, "actions_"),
         pointing=_read(evaluation / "pointing.json"),
         rollouts=_read(evaluation / "rollouts.json"),
+        metaworld=_read(evaluation / "metaworld.json"),
         start=_start_card(stages[-1]),
     )
 

@@ -6,12 +6,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vla_jax.evaluation.report import results, training
+from vla_jax.evaluation.report import metaworld, results, training
 from vla_jax.evaluation.report.inputs import ReportInputs
 from vla_jax.page.document import write_page
 from vla_jax.page.markup import Figures, Markup, percent
 
 _NAVIGATION = (
+    ("metaworld", "Meta-World"),
     ("rollouts", "Closed loop"),
     ("videos", "Videos"),
     ("sees", "Examples"),
@@ -31,20 +32,25 @@ def write_report(inputs: ReportInputs, out: Path) -> Path:
     Nothing in it comes from elsewhere: style, plots and pictures are inside.
     """
     figures = Figures(inputs.evaluation)
+    # A run is of one world; of the table-top if it was never evaluated.
+    tabletop = inputs.metaworld is None or inputs.rollouts is not None
     body = [
         _header(inputs),
-        results.closed_loop(inputs, figures),
-        results.videos(inputs, figures),
+        *metaworld.sections(inputs, figures),
+        *([results.closed_loop(inputs, figures)] if tabletop else []),
+        *([results.videos(inputs, figures)] if tabletop else []),
         results.seen_by_the_model(inputs, figures),
         results.actions(inputs, figures),
         results.questions(inputs, figures),
-        results.pointing(inputs, figures),
+        *([results.pointing(inputs, figures)] if tabletop else []),
         training.learning_curves(inputs, figures),
         training.mixture(inputs, figures),
         training.speed(inputs, figures),
         training.reproduce(inputs),
     ]
-    return write_page(out, inputs.title, _NAVIGATION, body)
+    page = "".join(body)
+    navigation = [(a, name) for a, name in _NAVIGATION if f'<section id="{a}">' in page]
+    return write_page(out, inputs.title, navigation, body)
 
 
 def _header(inputs: ReportInputs) -> Markup:
@@ -107,6 +113,7 @@ def _facts(inputs: ReportInputs) -> list[tuple[str, str]]:
 def _key_figures(inputs: ReportInputs) -> list[tuple[str, str, str]]:
     """(what, figure, detail) of the tiles at the top."""
     tiles: list[tuple[str, str, str]] = []
+    tiles += metaworld.tiles(inputs)
     runs = {(r["pool"], r["agent"]): r for r in (inputs.rollouts or {}).get("runs", [])}
     for pool in dict.fromkeys(pool for pool, _ in runs):
         if (pool, "policy") in runs:
@@ -115,7 +122,7 @@ def _key_figures(inputs: ReportInputs) -> list[tuple[str, str, str]]:
                 detail += f"; random {percent(runs[pool, 'random']['total']['share'])}"
             share = runs[pool, "policy"]["total"]["share"]
             tiles.append((f"success, {results.pool_name(pool)}", percent(share), detail))
-    if not runs:
+    if not tiles:
         tiles.append(("success in closed loop", "–", "no rollouts run"))
     for name, result in inputs.vqa:
         share = result["questions"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -115,7 +116,7 @@ def videos(inputs: ReportInputs, figures: Figures) -> Markup:
         return section("videos", "Rollout videos", missing("No videos were made. Run:", remedy))
     items = [
         figures.image(clip["path"], clip["instruction"])
-        + f'<div class="tags">{_verdict(clip["success"])}<span>{escape(clip["family"])}</span>'
+        + f'<div class="tags">{verdict(clip["success"])}<span>{escape(clip["family"])}</span>'
         f"<span>{escape(pool_name(run['pool']))}</span><span>seed {clip['seed']}</span></div>"
         for run, clip in clips
     ]
@@ -132,7 +133,7 @@ def videos(inputs: ReportInputs, figures: Figures) -> Markup:
     )
 
 
-def _verdict(right: bool) -> str:
+def verdict(right: bool) -> str:
     return f'<b class="{"good" if right else "bad"}">{"success" if right else "failure"}</b>'
 
 
@@ -141,7 +142,8 @@ def seen_by_the_model(inputs: ReportInputs, figures: Figures) -> Markup:
     title = "What the model sees and says"
     items = [
         figures.image(e["image"], e["instruction"], "pixel")
-        + f'<p class="ask">{escape(e["instruction"])}</p>{_tokens(e["said"], e["truth"])}'
+        + f'<p class="ask">{escape(e["instruction"])}</p>'
+        + _tokens(e["said"], e["truth"], result["dimensions"])
         for _, result in inputs.actions
         for e in result["examples"]
     ]
@@ -150,6 +152,10 @@ def seen_by_the_model(inputs: ReportInputs, figures: Figures) -> Markup:
         return section(
             "sees", title, missing("No held-out robot steps were measured. Run:", remedy)
         )
+    orders = dict.fromkeys(
+        ", ".join(d["name"].replace("_", " ") for d in result["dimensions"])
+        for _, result in inputs.actions
+    )
     return section(
         "sees",
         title,
@@ -157,17 +163,18 @@ def seen_by_the_model(inputs: ReportInputs, figures: Figures) -> Markup:
         figures.figure(
             cards(items, "large"),
             f"{len(items)} held-out robot steps, taken at even distances. Said: the decoded "
-            "tokens; true: the expert's. Order: terminate, x, y, z, three of rotation, gripper. "
+            f"tokens; true: the expert's. Order: {'; '.join(orders)}. "
             "Bold: more than 8 of 256 bins apart.",
         ),
     )
 
 
-def _tokens(said: str, truth: str) -> str:
+def _tokens(said: str, truth: str, dimensions: Sequence[dict[str, Any]]) -> str:
+    """Both strings of one or several actions, what differs in bold."""
+    allowed = itertools.cycle(0 if d["unit"] == "flag" else 8 for d in dimensions)
     words = [
-        # The first one, terminate, is 0 or 1.
-        f"<b>{a}</b>" if abs(int(a) - int(b)) > (8 if i else 0) else a
-        for i, (a, b) in enumerate(zip(said.split(), truth.split()))
+        f"<b>{a}</b>" if abs(int(a) - int(b)) > most else a
+        for a, b, most in zip(said.split(), truth.split(), allowed)
     ]
     return (
         f'<dl class="tokens"><dt>said</dt><dd>{" ".join(words)}</dd>'
@@ -179,7 +186,9 @@ _UNITS = {
     "m": ("mm", 1000.0),
     "rad": ("rad", 1.0),
     "closedness": ("of 0–1", 1.0),
+    "effort": ("of −1–1", 1.0),
     "flag": ("", 1.0),
+    "unknown": ("", 1.0),
 }
 
 
