@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
+from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.envs.pool import Transition
 from vla_jax.evaluation.base import Result
 from vla_jax.evaluation.media import Frame, save_rollout
 from vla_jax.evaluation.statistics import share_of
+from vla_jax.text.prompts import plan_sentence
 
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
@@ -54,6 +56,7 @@ class Moves(NamedTuple):
 
     actions: list[np.ndarray | None]  # float32 [A] each; None: the scripted expert's
     tokens: list[str]  # action strings, for videos
+    plans: Sequence[str] = ()  # what each said that it would do, of a policy that plans
 
 
 Agent = Callable[[Sequence[View]], Moves]
@@ -82,6 +85,9 @@ class Outcome:
     Attributes:
       ended: "terminate" (the agent said so), "goal held" or "time limit".
       attempts: 1 + how often it was lost with its worker and run again.
+      pushes: mishaps that the simulator made happen.
+      plan: what the policy said first that it would do; "" if it does not plan.
+      wanted_plan: the plain words for the task, from the simulator.
     """
 
     number: int
@@ -92,6 +98,9 @@ class Outcome:
     steps: int
     ended: str
     attempts: int
+    pushes: int = 0
+    plan: str = ""
+    wanted_plan: str = ""
 
 
 class _Running:
@@ -103,45 +112,117 @@ class _Running:
         self.observation: Mapping[str, np.ndarray] = {}
         self.info: Mapping[str, Any] = {}
         self.frames: list[Frame] = []
+        self.said = ""  # the first plan
 
     @property
     def view(self) -> View:
         return View(self.plan, self.step, self.observation, self.info)
 
 
-def policy_agent(policy: Policy, temperature: float = 0.0, execute_steps: int = 1) -> Agent:
+@dataclasses.dataclass
+class Speed:
+    """How often a policy was asked and how long that took, the simulators' time left out.
+
+    The first call, which compiles, is not timed.
+
+    Attributes:
+      actions: done in all episodes.
+      asked: predictions, one an episode and a look.
+      calls: of the model, each for all episodes that were due.
+      timed_asked, timed_calls, timed_s: of those after the first.
+    """
+
+    actions: int = 0
+    asked: int = 0
+    calls: int = 0
+    timed_asked: int = 0
+    timed_calls: int = 0
+    timed_s: float = 0.0
+
+    def add_call(self, rows: int, seconds: float) -> None:
+        if self.calls:
+            self.timed_asked += rows
+            self.timed_calls += 1
+            self.timed_s += seconds
+        self.calls += 1
+        self.asked += rows
+
+    def measured(self) -> Result:
+        """Per look at a picture and per second. Rates are None if there was one call only.
+
+        `actions_per_s` counts the actions of all robots that shared the calls; a robot of its own
+        gets `robot_actions_per_s`, those of one prediction in the time of one call.
+        """
+        per_look = self.actions / self.asked if self.asked else None
+        rates: dict[str, float | None] = dict.fromkeys(
+            ("call_s", "actions_per_s", "robot_actions_per_s")
+        )
+        if per_look and self.timed_s:
+            rates = {
+                "call_s": self.timed_s / self.timed_calls,
+                "actions_per_s": per_look * self.timed_asked / self.timed_s,
+                "robot_actions_per_s": per_look * self.timed_calls / self.timed_s,
+            }
+        return {
+            "model_calls": self.calls,
+            "predictions": self.asked,
+            "actions_per_prediction": per_look,
+            **rates,
+        }
+
+
+def policy_agent(
+    policy: Policy,
+    temperature: float = 0.0,
+    execute_steps: int = 1,
+    *,
+    ensemble_decay: float | None = None,
+    speed: Speed | None = None,
+) -> Agent:
     """The policy sees the picture and the instruction, nothing else.
 
     What it samples depends on the episode and the step, not on what else is running.
 
     Args:
-      execute_steps: actions of a chunk that are done before it looks again.
+      execute_steps, ensemble_decay: of `ChunkExecutor`.
+      speed: counts and times what it does.
 
     Raises:
-      ValueError: the policy's chunks are shorter.
+      ValueError: as `ChunkExecutor`.
     """
-    tokenizer = policy.action_tokenizer
-    if execute_steps > tokenizer.chunk:
-        raise ValueError(
-            f"evaluation.execute_steps {execute_steps} is more than the policy's chunk of "
-            f"{tokenizer.chunk} actions"
+    tokenizer, tally = policy.action_tokenizer, speed or Speed()
+
+    def executor() -> ChunkExecutor:
+        return ChunkExecutor(
+            tokenizer.spec,
+            tokenizer.chunk,
+            execute_steps=execute_steps,
+            ensemble_decay=ensemble_decay,
         )
-    chunks: dict[int, tuple[np.ndarray, str]] = {}  # by number of the episode
+
+    executor()  # refuses now what it would refuse in the first episode
+    executors: dict[int, ChunkExecutor] = {}  # by number of the episode
+    said: dict[int, tuple[str, str]] = {}  # likewise: tokens, plan
 
     def act(views: Sequence[View]) -> Moves:
-        due = [v for v in views if v.step % execute_steps == 0]
+        for view in views:
+            if view.step == 0:
+                executors[view.plan.number] = executor()
+        due = [v for v in views if executors[v.plan.number].due]
         if due:
             images = np.stack([v.observation["image"] for v in due])
             instructions = [v.info["instruction"] for v in due]
             seeds = [(v.plan.seed * 1009 + v.step) % 2**31 for v in due]
+            begun = time.perf_counter()
             result = policy.act(images, instructions, temperature=temperature, seeds=seeds)
-            for view, actions, ids in zip(due, result.actions, result.ids):
-                chunks[view.plan.number] = actions, tokenizer.text(ids)
-        current = [chunks[v.plan.number] for v in views]
-        return Moves(
-            [actions[v.step % execute_steps] for v, (actions, _) in zip(views, current)],
-            [text for _, text in current],
-        )
+            tally.add_call(len(due), time.perf_counter() - begun)
+            plans = result.plans or ("",) * len(due)
+            for view, actions, ids, plan in zip(due, result.actions, result.ids, plans):
+                executors[view.plan.number].add(actions)
+                said[view.plan.number] = tokenizer.text(ids), plan
+        tally.actions += len(views)
+        tokens, plans = zip(*(said[v.plan.number] for v in views))
+        return Moves([executors[v.plan.number].next() for v in views], list(tokens), plans)
 
     return act
 
@@ -170,12 +251,16 @@ def expert_agent(views: Sequence[View]) -> Moves:
 
 
 def make_plans(
-    count: int, seed: int, families: Sequence[str], concepts: Sequence[str]
+    count: int, seed: int, families: Sequence[str], concepts: Sequence[str], **options: Any
 ) -> list[Plan]:
-    """Episodes that go round the families, with seeds `seed`, `seed` + 1, ..."""
+    """Episodes that go round the families, with seeds `seed`, `seed` + 1, ...
+
+    Args:
+      options: more of `TabletopEnv.reset`, the same for all.
+    """
+    shared = {"concepts": tuple(concepts), **options}
     return [
-        Plan(i, seed + i, {"family": families[i % len(families)], "concepts": tuple(concepts)})
-        for i in range(count)
+        Plan(i, seed + i, {"family": families[i % len(families)], **shared}) for i in range(count)
     ]
 
 
@@ -234,9 +319,10 @@ def run_episodes(
             continue
         indices = list(running)
         moves = agent([running[i].view for i in indices])
-        for i, tokens in zip(indices, moves.tokens):
+        for i, tokens, plan in zip(indices, moves.tokens, moves.plans or [""] * len(indices)):
+            running[i].said = running[i].said or plan
             if finished is not None:
-                running[i].frames.append(Frame(running[i].observation["image"], tokens))
+                running[i].frames.append(Frame(running[i].observation["image"], tokens, plan))
         results = pool.step(dict(zip(indices, moves.actions)))
         for i in indices:
             transition = results[i]
@@ -277,6 +363,9 @@ def _advance(
         steps=episode.step,
         ended=ended,
         attempts=attempts[plan.number],
+        pushes=info.get("pushes", 0),
+        plan=episode.said,
+        wanted_plan=info.get("plan", ""),
     )
 
 
@@ -304,7 +393,8 @@ class _Meter:
 def summarize(outcomes: Sequence[Outcome]) -> Result:
     """Success per family and in all, with 95% Wilson intervals.
 
-    Families come in the order in which they first appear.
+    Families come in the order in which they first appear. `plans_right` is of the first plans that
+    the policy said, word for word.
     """
     families = list(dict.fromkeys(o.family for o in outcomes))
     rows = []
@@ -318,8 +408,12 @@ def summarize(outcomes: Sequence[Outcome]) -> Result:
                 "mean_steps": float(np.mean([o.steps for o in mine])),
             }
         )
+    planned = [o for o in outcomes if o.plan]
+    right = sum(plan_sentence(o.plan) == plan_sentence(o.wanted_plan) for o in planned)
     return {
         "total": share_of(sum(o.success for o in outcomes), len(outcomes)),
+        "plans_right": share_of(right, len(planned)),
+        "pushes": sum(o.pushes for o in outcomes),
         "families": rows,
         "mean_steps": float(np.mean([o.steps for o in outcomes])) if outcomes else None,
         "ended": dict(collections.Counter(o.ended for o in outcomes)),

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.envs.pool import EnvPool
 from vla_jax.envs.tabletop.config import CONFIGS, TabletopConfig
-from vla_jax.evaluation.base import EvaluationConfig, Result
+from vla_jax.evaluation.base import EvaluationConfig, Result, finite
 from vla_jax.evaluation.pointing import measure_pointing, render_views
 from vla_jax.evaluation.rollout import (
     Agent,
     Pool,
+    Speed,
     Videos,
     expert_agent,
     make_plans,
@@ -66,7 +67,14 @@ class RolloutEvaluator:
         policy.action_spec.require_same(
             spec, here="the policy", there=f"table-top world {config.world!r}"
         )
-        acts = policy_agent(policy, config.action_temperature, config.execute_steps)
+        speed = Speed()
+        acts = policy_agent(
+            policy,
+            config.action_temperature,
+            config.execute_steps,
+            ensemble_decay=config.ensemble_decay,
+            speed=speed,
+        )
         agents: dict[str, Agent] = {"policy": acts}
         if config.baselines:
             agents |= {"random": random_agent(spec), "expert": expert_agent}
@@ -79,6 +87,8 @@ class RolloutEvaluator:
                     config.seed,
                     self.world.families,
                     bank.concepts(concepts),
+                    pushes=config.pushes,
+                    reasoning=config.reasoning,
                 )
                 for agent, act in agents.items():
                     videos = None
@@ -110,12 +120,20 @@ class RolloutEvaluator:
             ]
             if share["share"] is not None
         }
+        scalars |= {
+            f"{run['pool']}/policy/plans_right": run["plans_right"]["share"]
+            for run in runs
+            if run["plans_right"]["n"]
+        }
+        rate = speed.measured()
+        scalars |= finite({f"policy/{k}": v for k, v in rate.items() if k.startswith("actions")})
         return {
             "n": config.rollout_episodes,
             "world": config.world,
             "seed": config.seed,
             "max_steps": self.world.max_steps,
             "control_hz": self.world.control_hz,
+            "speed": rate,
             "runs": runs,
             "scalars": scalars,
         }
