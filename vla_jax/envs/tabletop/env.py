@@ -89,8 +89,10 @@ class TabletopEnv(gymnasium.Env):
         concepts = self._checked(options.get("concepts", self._concepts))
         task = options.get("task")
         layout = options.get("layout")
-        for _ in range(100):
-            kind = rng.choice(KINDS) if options.get("reasoning") else None
+        kind = None
+        for attempt in range(100):
+            if options.get("reasoning") and attempt % 25 == 0:  # another, if a kind cannot be had
+                kind = rng.choice(KINDS)
             some = narrowed(kind, concepts, self._bank) if kind else concepts
             drawn = layout or self._draw_layout(rng, some, task)
             self.task = task or self._draw_task(rng, drawn, options.get("family"))

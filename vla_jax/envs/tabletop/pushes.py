@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 Mishap = Literal["nudge", "shove", "drop"]
 
-_FIRST_STEP, _STEPS_EACH = 2, 4  # steps 2 to 5 of an episode that the expert does in some 7
+_FIRST_STEP, _STEPS_EACH = 2, 3  # steps 2 to 4 of an episode that the expert does in some 6
 _NUDGE_M, _SHOVE_M = (0.03, 0.06), (0.04, 0.08)
-_AWAY_M = 0.075  # a gripper this far off, or up, does not touch the block
+_AWAY_M = 0.06  # a gripper this far off, or up, does not touch the block
 _REACH_M, _GOAL_M = (0.145, 0.125), (0.17, 0.155)
 _APART_M = 0.085
 _TRIES = 50
@@ -47,7 +47,7 @@ def strike(env: TabletopEnv, rng: random.Random) -> Mishap:
         world.move(np.zeros(8, np.float32))
         return "drop"
     away = max(abs(tool[2] - block[2]), *np.abs(tool[:2] - block[:2]))
-    if not held and away > _AWAY_M and rng.random() < 0.5:
+    if not held and away > _AWAY_M and rng.random() < 0.7:
         offset = _nudge(env, rng)
         if offset is not None:
             world.shift_block(target, offset)
