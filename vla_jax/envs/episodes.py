@@ -212,7 +212,7 @@ def record(
 ) -> dict[str, Any] | None:
     """One expert episode as stored, or None if it failed."""
     rng = np.random.default_rng(seed)
-    observation, info = env.reset(seed=seed, options=recording.options(seed))
+    observation, info = env.reset(seed=seed, options=recording.options(seed) or None)
     images, states, actions = [], [], []
     done = False
     while not done:

@@ -30,8 +30,9 @@ class EvaluationConfig:
       execute_steps: actions of a chunk that are done before the policy looks again.
       ensemble_decay: m >= 0 averages all that chunks said about a step, with weights exp(-m i), the
         oldest first (ACT); None: the newest chunk alone. See `decoding.chunks`.
-      pushes: times an episode that something goes wrong in the simulator: a block is nudged or
-        falls out of the fingers, or the gripper is pushed away.
+      pushes: times an episode that something goes wrong in the simulator, unless it ends before: a
+        block is nudged or falls out of the fingers, or the gripper is pushed away. The scenes are
+        the same as without.
       reasoning: instructions take a step of thought, "pick the fruit", "pick the sum of one and
         two"; only one block fits.
       rollout_envs: simulators that run at once; one model call serves all of them.
