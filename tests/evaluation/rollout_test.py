@@ -13,7 +13,6 @@ from vla_jax.evaluation.rollout import (
     MAX_ATTEMPTS,
     Moves,
     Outcome,
-    Speed,
     Videos,
     expert_agent,
     make_plans,
@@ -22,6 +21,7 @@ from vla_jax.evaluation.rollout import (
     run_episodes,
     summarize,
 )
+from vla_jax.evaluation.speed import Speed
 from vla_jax.evaluation.tabletop import PointingEvaluator, RolloutEvaluator
 
 FAMILIES = ("pick", "near", "put", "push")

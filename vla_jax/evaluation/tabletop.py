@@ -16,7 +16,6 @@ from vla_jax.evaluation.pointing import measure_pointing, render_views
 from vla_jax.evaluation.rollout import (
     Agent,
     Pool,
-    Speed,
     Videos,
     expert_agent,
     make_plans,
@@ -25,6 +24,7 @@ from vla_jax.evaluation.rollout import (
     run_episodes,
     summarize,
 )
+from vla_jax.evaluation.speed import Speed
 
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
