@@ -23,6 +23,7 @@ class FakePolicy:
       answer: question -> answer.
       act: instruction -> action [8], or a chunk of them [C, 8].
       chunk: C.
+      plan: instruction -> what it says that it will do; None: it does not plan.
     """
 
     def __init__(
@@ -30,8 +31,9 @@ class FakePolicy:
         answer: Callable[[str], str] = lambda question: "",
         act: Callable[[str], np.ndarray] = lambda instruction: np.zeros(8),
         chunk: int = 1,
+        plan: Callable[[str], str] | None = None,
     ):
-        self._answer, self._act = answer, act
+        self._answer, self._act, self._plan = answer, act, plan
         self.builder: SequenceBuilder | None = None
         self.action_spec, self.robots = SPEC, (SPEC.name,)
         self.needs_state = False
@@ -63,7 +65,8 @@ class FakePolicy:
         tokenizer = self.action_tokenizer
         chunks = [np.reshape(self._act(i), (tokenizer.chunk, 8)) for i in instructions]
         ids = np.stack([tokenizer.encode(chunk) for chunk in chunks])
-        return ActResult(np.stack([tokenizer.decode(row) for row in ids]), ids)
+        plans = tuple(self._plan(i) for i in instructions) if self._plan else ()
+        return ActResult(np.stack([tokenizer.decode(row) for row in ids]), ids, plans)
 
 
 class FakePool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.evaluation.fakes import FakePolicy
+from vla_jax.corpus.pictures import PictureBank
 from vla_jax.envs.tabletop.config import CONFIGS
 from vla_jax.evaluation.base import EvaluationConfig
 from vla_jax.evaluation.rollout import expert_agent, make_plans, random_agent, run_episodes
@@ -48,6 +49,17 @@ def test_expert_and_random_through_the_pool(pool):
     assert sum(o.success for o in chance) <= 1
     # The same plans are the same tasks, whoever acts.
     assert [o.instruction for o in chance] == [o.instruction for o in expert]
+
+
+def test_pushes_and_reasoning_through_the_pool(pool):
+    options = {"pushes": 1, "reasoning": True}
+    concepts = PictureBank().concepts("robot")
+    plans = make_plans(4, 2_000_000_000, CONFIGS["demo"].families, concepts, **options)
+    outcomes = run_episodes(pool, plans, expert_agent, label="expert, pushed")
+    assert sum(o.success for o in outcomes) >= 3
+    assert sum(o.pushes for o in outcomes) >= 3
+    assert all(o.wanted_plan.startswith(o.family) for o in outcomes)
+    assert all(o.instruction != o.wanted_plan for o in outcomes)
 
 
 def test_evaluators_on_the_real_pool(pool, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.fakes import SPEC, FakePolicy, FakePool
+from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.evaluation.base import EvaluationConfig, run
 from vla_jax.evaluation.media import Frame, save_rollout
 from vla_jax.evaluation.pointing import measure_pointing, render_views
@@ -12,6 +13,7 @@ from vla_jax.evaluation.rollout import (
     MAX_ATTEMPTS,
     Moves,
     Outcome,
+    Videos,
     expert_agent,
     make_plans,
     policy_agent,
@@ -19,6 +21,7 @@ from vla_jax.evaluation.rollout import (
     run_episodes,
     summarize,
 )
+from vla_jax.evaluation.speed import Speed
 from vla_jax.evaluation.tabletop import PointingEvaluator, RolloutEvaluator
 
 FAMILIES = ("pick", "near", "put", "push")
@@ -82,6 +85,116 @@ def test_a_chunk_is_done_before_the_policy_looks_again():
     assert sum(policy.calls) == sum(-(-(3 + (100 + i) % 3) // 2) for i in range(5))
     with pytest.raises(ValueError, match="execute_steps 4 is more than the policy's chunk of 3"):
         policy_agent(policy, execute_steps=4)  # pyright: ignore[reportArgumentType]
+
+
+def test_each_episode_has_an_ensemble_of_its_own():
+    """Episodes of different lengths, some run again: each as if it ran alone."""
+    rng = np.random.default_rng(0)
+    said: dict[tuple[int, int], np.ndarray] = {}
+
+    def chunk(instruction: str) -> np.ndarray:
+        return rng.uniform(SPEC.low, SPEC.high, (3, 8)) * (SPEC.high > 0.9)
+
+    policy = FakePolicy(act=chunk, chunk=3)
+    inner = policy.act
+    shown: list = []
+
+    def watched(images, instructions, **options):
+        result = inner(images, instructions, **options)
+        for view, actions in zip(shown, result.actions, strict=True):
+            said[view.plan.number, view.step] = actions
+        return result
+
+    policy.act = watched
+    agent = policy_agent(policy, ensemble_decay=0.5)  # pyright: ignore[reportArgumentType]
+    done: dict[tuple[int, int], np.ndarray] = {}
+
+    def act(views):
+        shown[:] = views
+        moves = agent(views)
+        for view, action in zip(views, moves.actions):
+            assert action is not None
+            done[view.plan.number, view.step] = action
+        return moves
+
+    pool = FakePool(2, length=lambda seed: 4 + seed % 3, lose=frozenset({(3, 1)}))
+    outcomes = run_episodes(pool, plans(5), act, label="t", progress=quiet)
+    assert sum(o.attempts for o in outcomes) == 6
+    for outcome in outcomes:
+        alone = ChunkExecutor(SPEC, 3, ensemble_decay=0.5)
+        for step in range(outcome.steps):
+            alone.add(said[outcome.number, step])
+            np.testing.assert_array_equal(done[outcome.number, step], alone.next())
+    with pytest.raises(ValueError, match="chunks of 3 actions never overlap"):
+        policy_agent(policy, execute_steps=3, ensemble_decay=0.5)  # pyright: ignore[reportArgumentType]
+
+
+def test_speed_counts_actions_and_leaves_the_first_call_out():
+    speed = Speed()
+    policy = FakePolicy(act=lambda instruction: np.zeros((3, 8)), chunk=3)
+    agent = policy_agent(policy, execute_steps=3, speed=speed)  # pyright: ignore[reportArgumentType]
+    run_episodes(FakePool(2, length=lambda _: 6), plans(4), agent, label="t", progress=quiet)
+    assert (speed.actions, speed.asked, speed.calls) == (24, 8, 4)
+    assert (speed.timed_asked, speed.timed_calls) == (6, 3) and speed.timed_s > 0
+    speed.timed_s = 1.5
+    measured = speed.measured()
+    assert measured["actions_per_prediction"] == 3.0
+    assert measured["call_s"] == 0.5
+    assert measured["actions_per_s"] == 3 * 6 / 1.5
+    assert measured["robot_actions_per_s"] == 3 / 0.5
+    once = Speed()
+    once.add_call(4, 1.0)
+    assert once.measured()["actions_per_s"] is None
+
+
+def test_plans_are_kept_for_videos_and_counted(tmp_path):
+    """Three episodes of four say the plain words for what was asked."""
+
+    class Planned(FakePool):
+        def _info(self, env, success):
+            info = super()._info(env, success)
+            return info | {"plan": info["instruction"].replace("the thing", "it"), "pushes": 2}
+
+    policy = FakePolicy(
+        plan=lambda text: (text.replace("the thing", "it") if "p" in text[:1] else "?") + "."
+    )
+    videos = Videos(tmp_path, "t", 1)
+    frames: dict[int, list[Frame]] = {}
+
+    def finished(outcome, seen):
+        frames[outcome.number] = seen
+        videos.offer(outcome, seen)
+
+    agent = policy_agent(policy)  # pyright: ignore[reportArgumentType]
+    outcomes = run_episodes(
+        Planned(4), plans(4), agent, label="t", finished=finished, progress=quiet
+    )
+    assert [o.plan for o in outcomes] == ["pick it 100.", "?.", "put it 102.", "push it 103."]
+    assert [f.plan for f in frames[0]] == ["pick it 100."] * 3 + [""]
+    summary = summarize(outcomes)
+    assert (summary["plans_right"]["count"], summary["plans_right"]["n"]) == (3, 4)
+    assert summary["pushes"] == 8
+    with Image.open(tmp_path / videos.saved[0]["path"].split("/")[1]) as gif:
+        assert gif.height == 280 + 19 + 17 + 46  # a line for the plan, also in the last frame
+
+
+def test_options_of_the_world_go_to_every_episode():
+    config = EvaluationConfig(rollout_episodes=4, pools=("robot",), pushes=2, reasoning=True)
+    pools = []
+
+    class Watched(FakePool):
+        def reset(self, requests):
+            pools.extend(options for _, options in requests.values())
+            return super().reset(requests)
+
+    result = RolloutEvaluator(config, lambda: Watched(4)).measure(FakePolicy())
+    assert len(pools) == 12 and all(o["pushes"] == 2 and o["reasoning"] for o in pools)
+    assert result["speed"]["predictions"] == 12
+    assert result["scalars"]["policy/actions_per_prediction"] == 1.0
+    assert not any("plans_right" in name for name in result["scalars"])
+    for bad in ({"pushes": -1}, {"ensemble_decay": -0.5}, {"ensemble_decay": float("inf")}):
+        with pytest.raises(ValueError, match=f"evaluation.{next(iter(bad))} must be at least 0"):
+            EvaluationConfig(**bad)
 
 
 def test_how_an_episode_ended():

@@ -3,7 +3,8 @@
     DIR/metadata.json         {"action_spec": JSON text, ...}
     DIR/episode_000042.npz    image_bytes uint8 [*], image_ends int64 [n]: n encoded images, joined
                               (a second view: wrist_image_bytes, wrist_image_ends);
-                              state float32 [n, S], action float32 [n, A], instruction;
+                              state float32 [n, S], action float32 [n, A], instruction, and
+                              plan if there are plans;
                               every other scalar is metadata of the episode
 
 Programs that render and programs that use TensorFlow meet only in such a directory.
@@ -22,7 +23,7 @@ import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
 
-_ARRAYS = ("state", "action", "instruction")
+_ARRAYS = ("state", "action", "instruction", "plan")
 
 
 class EpisodeRow(TypedDict):
@@ -34,6 +35,7 @@ class EpisodeRow(TypedDict):
     instruction: str
     success: bool  # reward 1 at the last step, which is terminal
     metadata: Mapping[str, str | int | float | bool]  # same keys in every episode
+    plan: NotRequired[str]  # what is said before each action; every episode has one, or none
     split: NotRequired[str]  # where the writer shall put it, instead of each so-manieth in "test"
 
 
@@ -88,7 +90,7 @@ def _episode(stored: dict[str, np.ndarray]) -> EpisodeRow:
         for key, value in stored.items()
         if value.ndim == 0 and key not in _ARRAYS and key not in packed
     }
-    return EpisodeRow(
+    row = EpisodeRow(
         images={view: _split(stored[f"{view}_bytes"], stored[f"{view}_ends"]) for view in views},
         state=stored["state"],
         action=stored["action"],
@@ -96,6 +98,9 @@ def _episode(stored: dict[str, np.ndarray]) -> EpisodeRow:
         success=bool(metadata.get("success", True)),  # the generator keeps no failures
         metadata=metadata,
     )
+    if "plan" in stored:
+        row["plan"] = str(stored["plan"])
+    return row
 
 
 def _split(data: np.ndarray, ends: np.ndarray) -> list[bytes]:

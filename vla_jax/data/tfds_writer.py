@@ -64,6 +64,8 @@ def write_episodes(
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         for number, episode in enumerate(itertools.chain([first], stream)):
+            if ("plan" in episode) != ("plan" in first):
+                raise ValueError(f"episode {number}: every episode has a plan, or none has")
             by_number = "test" if number % test_every == test_every - 1 else "train"
             yield episode.get("split", by_number), _rlds(episode, spec, f"episode {number}")
 
@@ -158,6 +160,7 @@ def _episode_features(episode: EpisodeRow, action_size: int) -> tfds.features.Fe
                 }
             ),
             "episode_metadata": metadata,
+            **({"plan": tfds.features.Text()} if "plan" in episode else {}),
         }
     )
 
@@ -194,6 +197,7 @@ def _rlds(episode: EpisodeRow, spec: ActionSpec, where: str) -> dict[str, Any]:
             "discount": np.asarray(~(last & episode["success"]), np.float32),
         },
         "episode_metadata": dict(episode["metadata"]),
+        **({"plan": episode["plan"]} if "plan" in episode else {}),
     }
 
 

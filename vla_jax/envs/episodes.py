@@ -10,12 +10,18 @@ Staging layout, what `vla_jax.data.staged` reads:
     DIR/metadata.json          {"action_spec": ..., "config": ..., "seed": ...}
     DIR/episode_000042.npz     images: object [n] of PNG bytes -> stored as uint8 `image_bytes` and
                                int64 `image_ends` [n]; state float32 [n, S]; action float32 [n, A];
-                               instruction, family, target, reference: str; seed: int
+                               instruction, family, target, reference: str; seed: int;
+                               with --plans also plan: str; with --recovery pushes: int
 
 The action of step t is what the expert would do in the state of picture t. What is carried out has
 noise on it (DART, arXiv 1703.09327), so the data shows how to come back from mistakes. Only
 successful episodes are kept; number k is always made from seed (seed, k), so a killed run goes on
 where it was and ends with the same files.
+
+`--plans=0.5` says a plan in every episode, `pick the apple`, and phrases half of the instructions
+so that they take a step of thought, see `tabletop.reasoning`. `--recovery=0.3` makes something go
+wrong in three of ten episodes, see `tabletop.pushes`: the picture after it is recorded, and what
+the expert does about it.
 """
 
 from __future__ import annotations
@@ -46,6 +52,47 @@ _STUMBLE_SHARE, _STUMBLE_M = 0.08, 0.05
 _MAX_TRIES = 20
 
 
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What is special about the episodes.
+
+    Attributes:
+      plans: share of instructions that take a step of thought; episodes then say their plan. None:
+        no plans.
+      recovery: share of episodes in which something goes wrong once or twice.
+
+    Raises ValueError for a share that is not in 0 .. 1.
+    """
+
+    plans: float | None = None
+    recovery: float = 0.0
+
+    def __post_init__(self):
+        for name, share in (("plans", self.plans), ("recovery", self.recovery)):
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share in 0 .. 1, got {share}")
+
+    @property
+    def asked_for(self) -> dict[str, float]:
+        """What is not as usual, for the metadata."""
+        usual = Recording()
+        changed = dataclasses.asdict(self)
+        return {k: v for k, v in changed.items() if v != getattr(usual, k)}
+
+    def options(self, seed: int) -> dict[str, Any]:
+        """Of `TabletopEnv.reset` for the episode of this seed."""
+        reasons, goes_wrong, twice = np.random.default_rng((seed, 1)).random(3)
+        options: dict[str, Any] = {}
+        if self.plans is not None and reasons < self.plans:
+            options["reasoning"] = True
+        if goes_wrong < self.recovery:
+            options["pushes"] = 2 if twice < 0.3 else 1
+        return options
+
+
+AS_USUAL = Recording()
+
+
 def generate(
     out: str | Path,
     *,
@@ -53,6 +100,7 @@ def generate(
     workers: int,
     config: str | WorldConfig = "demo",
     seed: int = 0,
+    recording: Recording = AS_USUAL,
 ) -> None:
     """Makes episodes 0 .. `episodes` - 1 in `out`; those already there are kept.
 
@@ -68,7 +116,7 @@ def generate(
     choose_backend()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    _write_metadata(out, config, seed)
+    _write_metadata(out, config, seed, recording)
     for partial in out.glob(".episode_*"):  # of a run that was killed
         partial.unlink()
     missing = [k for k in range(episodes) if not _file(out, k).exists()]
@@ -81,7 +129,9 @@ def generate(
         workers, mp_context=context, initializer=_follow_parent, initargs=(os.getpid(),)
     ) as pool:
         try:
-            futures = [pool.submit(_make, str(out), of, seed, chunk) for of, chunk in chunks]
+            futures = [
+                pool.submit(_make, str(out), of, seed, chunk, recording) for of, chunk in chunks
+            ]
             for future in concurrent.futures.as_completed(futures):
                 made, tries = future.result()
                 done, tried = done + made, tried + tries
@@ -124,11 +174,12 @@ def _chunks(config: WorldConfig, numbers: list[int]) -> Iterator[tuple[WorldConf
             yield of, mine[i : i + _CHUNK]
 
 
-def _write_metadata(out: Path, config: WorldConfig, seed: int) -> None:
+def _write_metadata(out: Path, config: WorldConfig, seed: int, recording: Recording) -> None:
     metadata = {
         "action_spec": config.action_spec.to_json(),
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
         "seed": seed,
+        **recording.asked_for,
     }
     path = out / "metadata.json"
     if path.exists() and staged_metadata(out) != metadata:
@@ -147,7 +198,9 @@ def _follow_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _make(out: str, config: WorldConfig, seed: int, numbers: list[int]) -> tuple[int, int]:
+def _make(
+    out: str, config: WorldConfig, seed: int, numbers: list[int], recording: Recording
+) -> tuple[int, int]:
     """Worker: makes some episodes; returns (made, tried)."""
     env, expert = open_world(config)
     noisy = not isinstance(config, MetaworldConfig)  # which has noise of its own, by config
@@ -156,7 +209,7 @@ def _make(out: str, config: WorldConfig, seed: int, numbers: list[int]) -> tuple
         for attempt in range(_MAX_TRIES):
             tried += 1
             episode_seed = (seed * 1_000_003 + number) * _MAX_TRIES + attempt
-            episode = record(env, expert, episode_seed, noisy=noisy)
+            episode = record(env, expert, episode_seed, noisy=noisy, recording=recording)
             if episode is not None:
                 break
         else:
@@ -170,10 +223,12 @@ def _make(out: str, config: WorldConfig, seed: int, numbers: list[int]) -> tuple
     return len(numbers), tried
 
 
-def record(env: Any, expert: Any, seed: int, *, noisy: bool = True) -> dict[str, Any] | None:
+def record(
+    env: Any, expert: Any, seed: int, *, noisy: bool = True, recording: Recording = AS_USUAL
+) -> dict[str, Any] | None:
     """One expert episode as stored, or None if it failed."""
     rng = np.random.default_rng(seed)
-    observation, info = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed, options=recording.options(seed) or None)
     images, states, actions = [], [], []
     done = False
     while not done:
@@ -197,6 +252,8 @@ def record(env: Any, expert: Any, seed: int, *, noisy: bool = True) -> dict[str,
         "target": env.task.target,
         "reference": env.task.reference,
         "seed": seed,
+        **({} if recording.plans is None else {"plan": env.task.plan}),
+        **({"pushes": info["pushes"]} if recording.recovery else {}),
     }
 
 
@@ -226,17 +283,34 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image_size", type=int, help="pixels; default: the config's")
     parser.add_argument("--tasks", help="of Meta-World, with commas between; default: all")
+    parser.add_argument(
+        "--plans", type=float, help="record plans, and so many instructions that take some thought"
+    )
+    parser.add_argument(
+        "--recovery", type=float, default=0.0, help="share of episodes where something goes wrong"
+    )
     args = parser.parse_args()
+    is_metaworld = isinstance(WORLDS[args.config], MetaworldConfig)
+    if args.tasks and not is_metaworld:
+        parser.error(f"--tasks is for Meta-World, not for --config={args.config}")
+    if is_metaworld and (args.plans is not None or args.recovery):
+        parser.error("--plans and --recovery are for the table-top worlds, not for Meta-World")
     changed = {"image_size": args.image_size} if args.image_size else {}
     if args.tasks:
-        if not isinstance(WORLDS[args.config], MetaworldConfig):
-            parser.error(f"--tasks is for Meta-World, not for --config={args.config}")
         changed["tasks"] = tuple(args.tasks.split(","))
     try:
         config = dataclasses.replace(WORLDS[args.config], **changed)
+        recording = Recording(args.plans, args.recovery)
     except ValueError as e:
         parser.error(str(e))
-    generate(args.out, episodes=args.episodes, workers=args.workers, config=config, seed=args.seed)
+    generate(
+        args.out,
+        episodes=args.episodes,
+        workers=args.workers,
+        config=config,
+        seed=args.seed,
+        recording=recording,
+    )
 
 
 if __name__ == "__main__":

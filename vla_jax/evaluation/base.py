@@ -31,6 +31,13 @@ class EvaluationConfig:
       action_temperature: of sampling action tokens in the rollouts; 0 takes the likeliest. A greedy
         policy that hesitates between two ways can stand still for good.
       execute_steps: actions of a chunk that are done before the policy looks again.
+      ensemble_decay: m >= 0 averages all that chunks said about a step, with weights exp(-m i), the
+        oldest first (ACT); None: the newest chunk alone. See `decoding.chunks`.
+      pushes: times an episode that something goes wrong in the simulator, unless it ends before: a
+        block is nudged or falls out of the fingers, or the gripper is pushed away. The scenes are
+        the same as without.
+      reasoning: instructions take a step of thought, "pick the fruit", "pick the sum of one and
+        two"; only one block fits.
       rollout_envs: simulators that run at once; one model call serves all of them.
       rollout_workers: processes they run in.
       pools: concepts that the blocks show. "robot": as in the episodes; "web_only": only in the
@@ -57,6 +64,9 @@ class EvaluationConfig:
     rollout_episodes: int = 50
     action_temperature: float = 0.0
     execute_steps: int = 1
+    ensemble_decay: float | None = None
+    pushes: int = 0
+    reasoning: bool = False
     rollout_envs: int = 16
     rollout_workers: int = 2
     pools: tuple[Literal["robot", "web_only"], ...] = ("robot", "web_only")
@@ -76,7 +86,7 @@ class EvaluationConfig:
 
     def __post_init__(self):
         counts = ("vqa_examples", "action_steps", "rollout_episodes", "pointing_views")
-        for name in (*counts, "suite_rollouts", "videos_per_outcome"):
+        for name in (*counts, "suite_rollouts", "videos_per_outcome", "pushes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"evaluation.{name} must be at least 0, got {getattr(self, name)}")
         if self.suite_styles > len(ART_STYLES):
@@ -87,6 +97,10 @@ class EvaluationConfig:
         if self.action_temperature < 0:
             raise ValueError(
                 f"evaluation.action_temperature must be at least 0, got {self.action_temperature}"
+            )
+        if self.ensemble_decay is not None and not 0 <= self.ensemble_decay < math.inf:
+            raise ValueError(
+                f"evaluation.ensemble_decay must be at least 0, got {self.ensemble_decay}"
             )
         find_tasks(self.tasks)  # raises ValueError for one that there is not
         positive = ("rollout_envs", "rollout_workers", "batch_size", "execute_steps", "trials")

@@ -30,10 +30,12 @@ class Frame:
     Attributes:
       image: uint8 [h, w, 3].
       tokens: the action string, `0 128 91 241 128 128 128 12`; empty for the last picture.
+      plan: what was said before it, `pick the apple.`; empty if nothing was.
     """
 
     image: np.ndarray
     tokens: str
+    plan: str = ""
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
@@ -79,7 +81,7 @@ def save_rollout(
     step_ms: float = 400,
     last_ms: int = 1600,
 ) -> None:
-    """Writes a GIF that loops: the picture, and under it instruction, step and action tokens.
+    """Writes a GIF that loops: the picture, and under it instruction, step, plan and action tokens.
 
     Of a long episode every so-manieth step is shown, `MOST_FRAMES` at most.
 
@@ -94,13 +96,16 @@ def save_rollout(
         raise ValueError(f"no frames to write to {path}")
     last = len(frames) - 1
     stride = max(1, -(-last // (MOST_FRAMES - 1)))
+    plans = [textwrap.wrap(f"Plan: {f.plan}", 44) if f.plan else [] for f in frames]
+    room = max(len(lines) for lines in plans)
     drawn = []
     for number in (*range(0, last, stride), last):
         frame = frames[number]
         status, color = f"step {number + 1} of {last}", _FAINT
         if number == last:
             status, color = outcome, _GOOD if success else _BAD
-        drawn.append(_draw(frame, instruction, status, color))
+        lines = plans[number] + [""] * (room - len(plans[number]))
+        drawn.append(_draw(frame, instruction, status, color, lines))
     images = _with_one_palette(drawn)
     images[0].save(
         path,
@@ -114,13 +119,15 @@ def save_rollout(
     )
 
 
-def _draw(frame: Frame, instruction: str, status: str, color: Color) -> Image.Image:
+def _draw(
+    frame: Frame, instruction: str, status: str, color: Color, plan: Sequence[str]
+) -> Image.Image:
     picture = Image.fromarray(frame.image)
     height = round(WIDTH * picture.height / picture.width)
-    # The instruction's number of lines is the same in all frames, so is the height.
+    # The instruction and the plan have as many lines in all frames: so is the height the same.
     title, body, digits = (ImageFont.load_default(size) for size in (15, 12, 12))
     lines = textwrap.wrap(instruction, 36)
-    canvas = Image.new("RGB", (WIDTH, height + 19 * len(lines) + 46), _PAPER)
+    canvas = Image.new("RGB", (WIDTH, height + 19 * len(lines) + 17 * len(plan) + 46), _PAPER)
     canvas.paste(picture.resize((WIDTH, height), Image.Resampling.BICUBIC))
     draw = ImageDraw.Draw(canvas)
     y = height + 6
@@ -128,7 +135,9 @@ def _draw(frame: Frame, instruction: str, status: str, color: Color) -> Image.Im
         draw.text((8, y), line, _TEXT, title)
         y += 19
     draw.text((8, y), status, color, body)
-    draw.text((8, y + 17), frame.tokens, _TEXT, digits)
+    for line in (*plan, frame.tokens):
+        y += 17
+        draw.text((8, y), line, _TEXT, digits)
     return canvas
 
 

@@ -165,7 +165,12 @@ class MetaworldEvaluator:
         if len(policy.robots) > 1:
             policy = policy.for_robot(spec.name)
         policy.action_spec.require_same(spec, here="the policy", there="Meta-World")
-        acts = policy_agent(policy, config.action_temperature, config.execute_steps)
+        acts = policy_agent(
+            policy,
+            config.action_temperature,
+            config.execute_steps,
+            ensemble_decay=config.ensemble_decay,
+        )
         agents: dict[str, Agent] = {"policy": acts}
         if config.baselines:
             agents |= {"random": random_agent(spec), "expert": expert_agent}

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
+from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.envs.pool import Transition
 from vla_jax.evaluation.base import Result
 from vla_jax.evaluation.media import Frame, save_rollout
+from vla_jax.evaluation.speed import Speed
 from vla_jax.evaluation.statistics import share_of
+from vla_jax.text.prompts import plan_sentence
 
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
@@ -54,6 +57,7 @@ class Moves(NamedTuple):
 
     actions: list[np.ndarray | None]  # float32 [A] each; None: the scripted expert's
     tokens: list[str]  # action strings, for videos
+    plans: Sequence[str] = ()  # what each said that it would do, of a policy that plans
 
 
 Agent = Callable[[Sequence[View]], Moves]
@@ -83,6 +87,9 @@ class Outcome:
       family: kind of task; in Meta-World the task's name.
       ended: "terminate" (the agent said so), "goal held" or "time limit".
       attempts: 1 + how often it was lost with its worker and run again.
+      pushes: mishaps that the simulator made happen.
+      plan: what the policy said first that it would do; "" if it does not plan.
+      wanted_plan: the plain words for the task, from the simulator.
     """
 
     number: int
@@ -93,6 +100,9 @@ class Outcome:
     steps: int
     ended: str
     attempts: int
+    pushes: int = 0
+    plan: str = ""
+    wanted_plan: str = ""
 
 
 class _Running:
@@ -104,48 +114,68 @@ class _Running:
         self.observation: Mapping[str, np.ndarray] = {}
         self.info: Mapping[str, Any] = {}
         self.frames: list[Frame] = []
+        self.said = ""  # the first plan
 
     @property
     def view(self) -> View:
         return View(self.plan, self.step, self.observation, self.info)
 
 
-def policy_agent(policy: Policy, temperature: float = 0.0, execute_steps: int = 1) -> Agent:
+def policy_agent(
+    policy: Policy,
+    temperature: float = 0.0,
+    execute_steps: int = 1,
+    *,
+    ensemble_decay: float | None = None,
+    speed: Speed | None = None,
+) -> Agent:
     """The policy sees the picture, the instruction and, if it was trained with it, the state.
 
     What it samples depends on the episode and the step, not on what else is running.
 
     Args:
-      execute_steps: actions of a chunk that are done before it looks again.
+      execute_steps, ensemble_decay: of `ChunkExecutor`.
+      speed: counts and times what it does.
 
     Raises:
-      ValueError: the policy's chunks are shorter.
+      ValueError: as `ChunkExecutor`.
     """
-    tokenizer = policy.action_tokenizer
-    if execute_steps > tokenizer.chunk:
-        raise ValueError(
-            f"evaluation.execute_steps {execute_steps} is more than the policy's chunk of "
-            f"{tokenizer.chunk} actions"
+    tokenizer, tally = policy.action_tokenizer, speed or Speed()
+
+    def executor() -> ChunkExecutor:
+        return ChunkExecutor(
+            tokenizer.spec,
+            tokenizer.chunk,
+            execute_steps=execute_steps,
+            ensemble_decay=ensemble_decay,
         )
-    chunks: dict[int, tuple[np.ndarray, str]] = {}  # by number of the episode
+
+    executor()  # refuses now what it would refuse in the first episode
+    executors: dict[int, ChunkExecutor] = {}  # by number of the episode
+    said: dict[int, tuple[str, str]] = {}  # likewise: tokens, plan
 
     def act(views: Sequence[View]) -> Moves:
-        due = [v for v in views if v.step % execute_steps == 0]
+        for view in views:
+            if view.step == 0:
+                executors[view.plan.number] = executor()
+        due = [v for v in views if executors[v.plan.number].due]
         if due:
             images = np.stack([v.observation["image"] for v in due])
             instructions = [v.info["instruction"] for v in due]
             seeds = [(v.plan.seed * 1009 + v.step) % 2**31 for v in due]
             states = np.stack([v.observation["state"] for v in due]) if policy.needs_state else None
+            begun = time.perf_counter()
             result = policy.act(
                 images, instructions, temperature=temperature, seeds=seeds, states=states
             )
-            for view, actions, ids in zip(due, result.actions, result.ids):
-                chunks[view.plan.number] = actions, tokenizer.text(ids)
-        current = [chunks[v.plan.number] for v in views]
-        return Moves(
-            [actions[v.step % execute_steps] for v, (actions, _) in zip(views, current)],
-            [text for _, text in current],
-        )
+            tally.add_call(len(due), time.perf_counter() - begun)
+            plans = result.plans or ("",) * len(due)
+            for view, actions, ids, plan in zip(due, result.actions, result.ids, plans):
+                executors[view.plan.number].add(actions)
+                said[view.plan.number] = tokenizer.text(ids), plan
+        tally.actions += len(views)
+        tokens, plans = zip(*(said[v.plan.number] for v in views))
+        return Moves([executors[v.plan.number].next() for v in views], list(tokens), plans)
 
     return act
 
@@ -174,12 +204,16 @@ def expert_agent(views: Sequence[View]) -> Moves:
 
 
 def make_plans(
-    count: int, seed: int, families: Sequence[str], concepts: Sequence[str]
+    count: int, seed: int, families: Sequence[str], concepts: Sequence[str], **options: Any
 ) -> list[Plan]:
-    """Episodes that go round the families, with seeds `seed`, `seed` + 1, ..."""
+    """Episodes that go round the families, with seeds `seed`, `seed` + 1, ...
+
+    Args:
+      options: more of `TabletopEnv.reset`, the same for all.
+    """
+    shared = {"concepts": tuple(concepts), **options}
     return [
-        Plan(i, seed + i, {"family": families[i % len(families)], "concepts": tuple(concepts)})
-        for i in range(count)
+        Plan(i, seed + i, {"family": families[i % len(families)], **shared}) for i in range(count)
     ]
 
 
@@ -238,9 +272,10 @@ def run_episodes(
             continue
         indices = list(running)
         moves = agent([running[i].view for i in indices])
-        for i, tokens in zip(indices, moves.tokens):
+        for i, tokens, plan in zip(indices, moves.tokens, moves.plans or [""] * len(indices)):
+            running[i].said = running[i].said or plan
             if finished is not None:
-                running[i].frames.append(Frame(running[i].observation["image"], tokens))
+                running[i].frames.append(Frame(running[i].observation["image"], tokens, plan))
         results = pool.step(dict(zip(indices, moves.actions)))
         for i in indices:
             transition = results[i]
@@ -282,6 +317,9 @@ def _advance(
         steps=episode.step,
         ended=ended,
         attempts=attempts[plan.number],
+        pushes=info.get("pushes", 0),
+        plan=episode.said,
+        wanted_plan=info.get("plan", ""),
     )
 
 
@@ -309,7 +347,8 @@ class _Meter:
 def summarize(outcomes: Sequence[Outcome]) -> Result:
     """Success per family and in all, with 95% Wilson intervals.
 
-    Families come in the order in which they first appear.
+    Families come in the order in which they first appear. `plans_right` is of the first plans that
+    the policy said, word for word.
     """
     families = list(dict.fromkeys(o.family for o in outcomes))
     rows = []
@@ -323,8 +362,12 @@ def summarize(outcomes: Sequence[Outcome]) -> Result:
                 "mean_steps": float(np.mean([o.steps for o in mine])),
             }
         )
+    planned = [o for o in outcomes if o.plan]
+    right = sum(plan_sentence(o.plan) == plan_sentence(o.wanted_plan) for o in planned)
     return {
         "total": share_of(sum(o.success for o in outcomes), len(outcomes)),
+        "plans_right": share_of(right, len(planned)),
+        "pushes": sum(o.pushes for o in outcomes),
         "families": rows,
         "mean_steps": float(np.mean([o.steps for o in outcomes])) if outcomes else None,
         "ended": dict(collections.Counter(o.ended for o in outcomes)),

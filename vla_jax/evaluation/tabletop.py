@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.envs.pool import EnvPool
 from vla_jax.envs.tabletop.config import CONFIGS, TabletopConfig
-from vla_jax.evaluation.base import EvaluationConfig, Result
+from vla_jax.evaluation.base import EvaluationConfig, Result, finite
 from vla_jax.evaluation.pointing import measure_pointing, render_views
 from vla_jax.evaluation.rollout import (
     Agent,
@@ -24,6 +24,7 @@ from vla_jax.evaluation.rollout import (
     run_episodes,
     summarize,
 )
+from vla_jax.evaluation.speed import Speed
 
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
@@ -40,8 +41,13 @@ def make_pool(config: EvaluationConfig, episodes: int) -> EnvPool:
     )
 
 
-def make_agents(config: EvaluationConfig, policy: Policy) -> dict[str, Agent]:
+def make_agents(
+    config: EvaluationConfig, policy: Policy, speed: Speed | None = None
+) -> dict[str, Agent]:
     """Name -> who acts in the config's world: "policy", with baselines also "random" and "expert".
+
+    Args:
+      speed: counts and times what the policy does.
 
     Raises ValueError if the policy's ActionSpec is not the world's.
     """
@@ -51,7 +57,13 @@ def make_agents(config: EvaluationConfig, policy: Policy) -> dict[str, Agent]:
     policy.action_spec.require_same(
         spec, here="the policy", there=f"table-top world {config.world!r}"
     )
-    acts = policy_agent(policy, config.action_temperature, config.execute_steps)
+    acts = policy_agent(
+        policy,
+        config.action_temperature,
+        config.execute_steps,
+        ensemble_decay=config.ensemble_decay,
+        speed=speed,
+    )
     agents: dict[str, Agent] = {"policy": acts}
     if config.baselines:
         agents |= {"random": random_agent(spec), "expert": expert_agent}
@@ -78,8 +90,8 @@ class RolloutEvaluator:
 
     def measure(self, policy: Policy, media: Path | None = None) -> Result:
         """See `Evaluator`. Raises ValueError if the policy's ActionSpec is not the world's."""
-        config = self._config
-        agents = make_agents(config, policy)
+        config, speed = self._config, Speed()
+        agents = make_agents(config, policy, speed)
         bank = PictureBank()
         runs: list[dict[str, Any]] = []
         with self._start_pool() as pool:
@@ -89,6 +101,8 @@ class RolloutEvaluator:
                     config.seed,
                     self.world.families,
                     bank.concepts(concepts),
+                    pushes=config.pushes,
+                    reasoning=config.reasoning,
                 )
                 for agent, act in agents.items():
                     videos = None
@@ -120,12 +134,20 @@ class RolloutEvaluator:
             ]
             if share["share"] is not None
         }
+        scalars |= {
+            f"{run['pool']}/policy/plans_right": run["plans_right"]["share"]
+            for run in runs
+            if run["plans_right"]["n"]
+        }
+        rate = speed.measured()
+        scalars |= finite({f"policy/{k}": v for k, v in rate.items() if k.startswith("actions")})
         return {
             "n": config.rollout_episodes,
             "world": config.world,
             "seed": config.seed,
             "max_steps": self.world.max_steps,
             "control_hz": self.world.control_hz,
+            "speed": rate,
             "runs": runs,
             "scalars": scalars,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -12,6 +13,8 @@ from vla_jax.corpus.pictures import PictureBank
 from vla_jax.envs.tabletop import scene
 from vla_jax.envs.tabletop.config import TabletopConfig
 from vla_jax.envs.tabletop.layout import Layout, draw_layout, draw_task
+from vla_jax.envs.tabletop.pushes import Mishap, push_steps, strike
+from vla_jax.envs.tabletop.reasoning import KINDS, narrowed, rephrased
 from vla_jax.envs.tabletop.tasks import Task, TaskState, is_fair, is_success
 from vla_jax.envs.tabletop.world import World
 
@@ -32,7 +35,8 @@ class TabletopEnv(gymnasium.Env):
     terminate), and is truncated after `max_steps`.
 
     `reset` options: "task" (a `Task`), "layout" (a `Layout`), "family" (draw a task of this one),
-    "concepts" (names of blocks to draw from).
+    "concepts" (names of blocks to draw from), "reasoning" (True: the instruction describes its
+    target, see `reasoning`), "pushes" (how often something goes wrong, see `pushes`).
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
@@ -58,6 +62,7 @@ class TabletopEnv(gymnasium.Env):
         )
         self.task: Task
         self._steps = self._held_for = 0
+        self._push_steps, self._mishaps = frozenset[int](), list[Mishap]()
 
     @property
     def instruction(self) -> str:
@@ -77,10 +82,19 @@ class TabletopEnv(gymnasium.Env):
         task = options.get("task")
         layout = options.get("layout")
         families = (options["family"],) if options.get("family") else self.config.families
-        for _ in range(100):
-            drawn = layout or draw_layout(rng, self.config, self._bank, concepts, task)
+        kind = None
+        for attempt in range(100):
+            if options.get("reasoning") and attempt % 25 == 0:  # another, if a kind cannot be had
+                kind = rng.choice(KINDS)
+            some = narrowed(kind, concepts, self._bank) if kind else concepts
+            drawn = layout or draw_layout(rng, self.config, self._bank, some, task)
             self.task = task or draw_task(rng, drawn, families)
             self._require_objects(drawn, self.task)
+            if kind:
+                words = rephrased(self.task, drawn, kind, self._bank, rng)
+                if words is None:
+                    continue
+                self.task = dataclasses.replace(self.task, instruction=words)
             self.world.reset(drawn)
             self._start = self.world.block_position(self.target_index)
             given = layout is not None and task is not None
@@ -91,6 +105,8 @@ class TabletopEnv(gymnasium.Env):
                 f"{self.task.instruction!r} is fulfilled before it begins, or cannot be"
             )
         self._steps = self._held_for = 0
+        self._push_rng, self._mishaps = random.Random(rng.getrandbits(64)), []
+        self._push_steps = push_steps(self._push_rng, options.get("pushes", 0))
         return self._observe(), self._info()
 
     def step(self, action: np.ndarray):
@@ -99,11 +115,19 @@ class TabletopEnv(gymnasium.Env):
         action = np.clip(action, self.action_spec.low, self.action_spec.high)
         self.world.move(action)
         self._steps += 1
+        if self._steps in self._push_steps and action[0] <= 0.5:
+            self._go_wrong()
         success = self.is_success
         self._held_for = self._held_for + 1 if success else 0
         terminated = bool(action[0] > 0.5) or self._held_for >= _HOLD_STEPS
         truncated = not terminated and self._steps >= self.config.max_steps
         return self._observe(), float(success), terminated, truncated, self._info()
+
+    def _go_wrong(self) -> None:
+        before = self.world.block_position(self.target_index)
+        self._mishaps.append(strike(self, self._push_rng))
+        # What the target was moved by is no part of doing the task.
+        self._start[:2] += (self.world.block_position(self.target_index) - before)[:2]
 
     def render(self) -> np.ndarray:
         """uint8 [224, 224, 3], for people."""
@@ -208,6 +232,8 @@ class TabletopEnv(gymnasium.Env):
         return {
             "instruction": self.task.instruction,
             "family": self.task.family,
+            "plan": self.task.plan,
+            "pushes": len(self._mishaps),
             "success": self.is_success,
             "objects": self.object_pixels(),
         }

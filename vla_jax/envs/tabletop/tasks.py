@@ -63,13 +63,29 @@ class Task:
         if not self.instruction.strip():
             raise ValueError("empty instruction: use `make_task` for a standard phrasing")
 
+    @property
+    def plan(self) -> str:
+        """The task in plain words, whatever those of the instruction: `pick the apple`."""
+        return make_task(self.family, self.target, self.reference, self.direction).instruction
+
 
 def make_task(
-    family: Family, target: str, reference: str = "", direction: str = "", phrasing: int = 0
+    family: Family,
+    target: str,
+    reference: str = "",
+    direction: str = "",
+    phrasing: int = 0,
+    *,
+    subject: str = "",
 ) -> Task:
-    """A task in one of the standard phrasings."""
+    """A task in one of the standard phrasings.
+
+    Args:
+      subject: what the target is called, `the fruit`; "": by its name.
+    """
     phrases = _PHRASES.get(family, ("",))
-    words = phrases[phrasing % len(phrases)].format(x=target, y=reference, d=direction)
+    phrase = phrases[phrasing % len(phrases)].replace("the {x}", "{x}")
+    words = phrase.format(x=subject or f"the {target}", y=reference, d=direction)
     return Task(family, target, reference, direction, words)
 
 

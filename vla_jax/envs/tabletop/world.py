@@ -197,6 +197,13 @@ class World:
         mujoco.mj_step(self._model, self.data, steps - len(way) // 2 * 2)
         self._place_light()
 
+    def shift_block(self, i: int, offset: np.ndarray) -> None:
+        """Puts a block elsewhere on the table, at rest: `offset` is [2], metres."""
+        joint = self._model.joint(f"block{i}")
+        self.data.qpos[joint.qposadr[0] : joint.qposadr[0] + 2] += offset
+        self.data.qvel[joint.dofadr[0] : joint.dofadr[0] + 6] = 0
+        self._place_light()
+
     def _servo_targets(self, poses: np.ndarray) -> np.ndarray:
         """What the actuators are told [..., 8], for commands [..., 7]."""
         opening = (1 - poses[..., 6:]) * scene.FINGER_TRAVEL_M
