@@ -27,6 +27,7 @@ from vla_jax.build import TrainingRun, build_training
 from vla_jax.checkpoints.manager import Checkpoints, CheckpointWriteError, Retention
 from vla_jax.config import Config
 from vla_jax.data.loader import Loader
+from vla_jax.in_training import InTraining
 from vla_jax.sharding.distributed import LostProcessError, join_processes, lost_process
 from vla_jax.training.bad_batches import BadBatches
 from vla_jax.training.config import TrainConfig
@@ -124,6 +125,12 @@ def _train(
         state["step"] = jax.device_put(np.int32(step), run.shardings["step"])
         return state, open_loader(step)
 
+    evaluate = None
+    if config.train.evaluate_every:
+        evaluate = InTraining(
+            run, state["params"], lambda kind, text: monitor.tell(kind, text), lambda: stop.asked
+        )
+        book.lap(START_UP + "evaluation")
     train_step = run.make_step(run.loss_fn)
     opened: list[Loader] = []
 
@@ -147,6 +154,7 @@ def _train(
             go_back=go_back,
             told_to_stop=lambda: stop.asked,
             measure=run.make_measure() if config.train.source_gradient_norms else None,
+            evaluate=evaluate,
         )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.envs.pool import EnvPool
 from vla_jax.envs.tabletop.config import CONFIGS, TabletopConfig
-from vla_jax.evaluation.base import EvaluationConfig, Result
+from vla_jax.evaluation.base import EvaluationConfig, Result, divided
 from vla_jax.evaluation.pointing import measure_pointing, render_views
 from vla_jax.evaluation.rollout import (
     Agent,
@@ -43,6 +43,8 @@ def make_pool(config: EvaluationConfig, episodes: int) -> EnvPool:
 class RolloutEvaluator:
     """Closed-loop success per concept pool and task family, a random policy and the expert beside.
 
+    On several processes each runs its share of the episodes, in simulators of its own.
+
     Args:
       config: how many episodes, which pools, seeds.
       start_pool: opens the simulators; None: those of the config.
@@ -58,8 +60,9 @@ class RolloutEvaluator:
     def world(self) -> TabletopConfig:
         return CONFIGS[self._config.world]
 
-    def measure(self, policy: Policy, media: Path | None = None) -> Result:
-        """See `Evaluator`. Raises ValueError if the policy's ActionSpec is not the world's."""
+    def agents(self, policy: Policy) -> dict[str, Agent]:
+        """Who acts. Raises ValueError if the policy's ActionSpec is not the world's, or its chunks
+        are shorter than what it shall do before it looks again."""
         config, spec = self._config, self.world.action_spec
         if len(policy.robots) > 1:
             policy = policy.for_robot(spec.name)
@@ -70,6 +73,12 @@ class RolloutEvaluator:
         agents: dict[str, Agent] = {"policy": acts}
         if config.baselines:
             agents |= {"random": random_agent(spec), "expert": expert_agent}
+        return agents
+
+    def measure(self, policy: Policy, media: Path | None = None) -> Result:
+        """See `Evaluator`. Raises ValueError as `agents` does."""
+        config = self._config
+        agents = self.agents(policy)
         bank = PictureBank()
         runs: list[dict[str, Any]] = []
         with self._start_pool() as pool:
@@ -87,11 +96,12 @@ class RolloutEvaluator:
                     begun = time.monotonic()
                     outcomes = run_episodes(
                         pool,
-                        plans,
+                        divided(plans),
                         act,
                         label=f"rollouts, {concepts} concepts, {agent}",
                         finished=videos.offer if videos else None,
                     )
+                    outcomes = sorted(policy.gather(outcomes), key=lambda o: o.number)
                     runs.append(
                         {
                             "pool": concepts,

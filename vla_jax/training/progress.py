@@ -40,6 +40,18 @@ def progress_line(
     return "  ".join([head, *shown]) + tail
 
 
+def evaluation_line(step: int, scalars: Mapping[str, float]) -> str:
+    """One line of at most `COLUMNS` letters: `val 200  robot/loss 1.234  web/loss 0.871 ...`."""
+    line = f"val {step}"
+    for number, (name, value) in enumerate(scalars.items()):
+        part, rest = f"  {name} {value:.4g}", len(scalars) - number
+        more = f"  +{rest} more"
+        if len(line) + len(part) + (len(more) if rest > 1 else 0) > COLUMNS:
+            return line + more
+        line += part
+    return line
+
+
 def start_up_line(seconds: Mapping[str, float]) -> str:
     """`start-up 31.2 s: imports 6.1, ...` of the seconds of each stage."""
     stages = ", ".join(f"{stage} {s:.1f}" for stage, s in seconds.items())
