@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -10,9 +11,10 @@ import jax
 from vla_jax.build import TrainingRun, acting_policy
 from vla_jax.data.sources.base import Source
 from vla_jax.data.sources.opening import open_source
+from vla_jax.decoding.policy import Policy
 from vla_jax.evaluate import make_evaluators
 from vla_jax.evaluation.actions import ActionEvaluator
-from vla_jax.evaluation.base import EvaluationConfig, run
+from vla_jax.evaluation.base import EvaluationConfig, Evaluator, run
 from vla_jax.evaluation.captions import CaptionEvaluator
 from vla_jax.evaluation.tabletop import RolloutEvaluator
 from vla_jax.evaluation.vqa import VqaEvaluator
@@ -77,8 +79,10 @@ class InTraining:
         params = state.get("ema", state["params"])
         # Their memory is the next update's, so nothing here may hold them.
         policy = self._policy.with_params(params)
-        parts = [] if self._loss is None else [("loss", lambda: self._loss(params))]
-        parts += [(e.name, lambda e=e: dict(run(e, policy))) for e in self._evaluators]
+        parts: list[tuple[str, Callable[[], dict[str, float]]]] = []
+        if self._loss is not None:
+            parts.append(("loss", functools.partial(self._loss, params)))
+        parts += [(e.name, functools.partial(_scalars, e, policy)) for e in self._evaluators]
         scalars: dict[str, float] = {}
         for name, measure in parts:
             if any(policy.gather([self._told_to_stop()])):
@@ -91,6 +95,10 @@ class InTraining:
                     raise
                 self._tell("evaluation failed", f"{name}: {type(e).__name__}: {e}")
         return scalars
+
+
+def _scalars(evaluator: Evaluator, policy: Policy) -> dict[str, float]:
+    return dict(run(evaluator, policy))
 
 
 def _in_training(config: EvaluationConfig) -> EvaluationConfig:

@@ -15,14 +15,14 @@ _NUMBERS = {
     )
 } | {"none": "0"}
 # With their apostrophe. What is a word of its own without it (we'll, I'd, it's) is left out.
-_CONTRACTIONS = """
-ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't
-needn't shan't shouldn't wasn't weren't won't wouldn't could've might've must've should've would've
-i'm i've we've you've they've who've you're they're he's she's that's there's what's where's who's
-how's when's why's here's somebody's someone's something's you'll they'll that'll what'll you'd
-they'd who'd ma'am o'clock y'all
-""".split()
-_APOSTROPHE = {word.replace("'", ""): word for word in _CONTRACTIONS}
+_CONTRACTIONS = (
+    "ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't "
+    "needn't shan't shouldn't wasn't weren't won't wouldn't could've might've must've should've "
+    "would've i'm i've we've you've they've who've you're they're he's she's that's there's what's "
+    "where's who's how's when's why's here's somebody's someone's something's you'll they'll "
+    "that'll what'll you'd they'd who'd ma'am o'clock y'all"
+)
+_APOSTROPHE = {word.replace("'", ""): word for word in _CONTRACTIONS.split()}
 # Of ASCII, VQA's own list: "%", "&" and "$" say something.
 _SPACES = frozenset(';/[]"{}()=+\\_-><@`,?!')
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")

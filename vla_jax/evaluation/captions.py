@@ -150,7 +150,7 @@ def _similarity(said: Counts, true: Counts, weight: Callable[[tuple[str, ...]], 
 
 def _require_sacrebleu() -> Any:
     try:
-        import sacrebleu
+        import sacrebleu  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise ValueError(
             "scoring captions needs the package sacrebleu: pip install 'vla_jax[captions]', or "

@@ -54,7 +54,7 @@ def vqa_batches(
             if not labelled:
                 asked = [n for n, text in enumerate(prompts) if not is_caption_prompt(text)]
                 rows, records = rows[asked], [records[n] for n in asked]
-                examples, prompts = ([x[n] for n in asked] for x in (examples, prompts))
+                examples, prompts = [examples[n] for n in asked], [prompts[n] for n in asked]
             if not records:
                 continue
             labels = [source.labels(record) for record in records]

@@ -33,8 +33,9 @@ class TrainConfig:
         the last step, too. 0: none.
       keep_checkpoints: newest ones kept.
       keep_every: checkpoints at multiples of so many steps are kept for ever; 0 for none.
-      keep_best: name of a scalar in the log, such as "robot/token_accuracy" or "val/robot/loss"; the
-        checkpoint with its best value, the last one logged before it, is kept too. Empty for none.
+      keep_best: name of a scalar in the log, such as "robot/token_accuracy" or "val/robot/loss";
+        the checkpoint with its best value, the last one logged before it, is kept too. Empty for
+        none.
       keep_best_is: what the best value is.
       on_nan: what becomes of a batch whose loss or gradient is not finite, see
         `bad_batches.BadBatches`; its update is never applied.

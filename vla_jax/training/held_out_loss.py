@@ -139,7 +139,7 @@ class HeldOutLoss:
             rows=local_rows(self._mesh, self._batch_size),
         )
         for batch in _together(batches):
-            columns = {key: batch[key] for key in _COLUMNS if key in batch}
+            columns: dict[str, np.ndarray] = {k: v for k, v in batch.items() if k in _COLUMNS}  # pyright: ignore
             columns["in_loss"] = batch["in_loss"] & batch["row_valid"][:, None]
             arrays = to_global(columns, self._mesh, self._batch_size)
             for key, rows in self._sums(params, arrays, action_tokens).items():

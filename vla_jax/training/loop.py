@@ -88,8 +88,8 @@ def fit(
       told_to_stop: whether this process shall. As soon as all know of it, they save and raise.
       measure: called with (state, batch) before the updates that are logged; returns scalars for
         the log.
-      evaluate: called with (step, state) every `evaluate_every` steps and after the last one, unless
-        it stops there; returns scalars for the log. It must not keep the state.
+      evaluate: called with (step, state) every `evaluate_every` steps and after the last one, but
+        not where the run is told to stop; returns scalars for the log. It must not keep the state.
 
     Raises:
       Preempted: it was told to stop, and has saved.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from vla_jax.data.sources.records import RecordFiles, find_feature, require_image, require_text
 from vla_jax.data.sources.texts import TextLayout
@@ -85,7 +86,8 @@ class ImageTextSource:
     @property
     def labelled(self) -> bool:
         """Whether the data set has features task and language."""
-        return all(key in self._records.info.features for key in LABELS)
+        features: Any = self._records.info.features
+        return all(key in features for key in LABELS)
 
     def labels(self, index: int) -> dict[str, str]:
         """Task and language of record `index`; of data without them, "question" and ""."""
