@@ -113,7 +113,9 @@ def make_evaluators(
     shape = {"batch_size": settings.batch_size, "image_size": config.model.image_size}
     for name, source_config in config.data.sources.items():
         wanted = {"image_text": max(settings.vqa_examples, settings.caption_examples)}
-        wanted |= dict.fromkeys(("episodes", "lerobot", "array_record"), settings.action_steps)
+        wanted |= dict.fromkeys(
+            ("episodes", "lerobot", "array_record", "python"), settings.action_steps
+        )
         limit = wanted.get(source_config.kind, 0)
         if not limit:
             if source_config.kind not in wanted:
@@ -143,7 +145,7 @@ def make_evaluators(
                 evaluators.append(CaptionEvaluator(batches, f"captions_{name}"))
         elif source.action_spec is None:
             print(
-                f"source {name!r}: converted pictures have no kinds of question; not evaluated on"
+                f"source {name!r}: {source_config.kind} has no kinds of question; not evaluated on"
             )
         elif builder.action_tokenizers:
             template, robot = config.data.robot_prompts[0], source.action_spec.name

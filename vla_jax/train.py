@@ -111,7 +111,7 @@ def _train(
 
     def save(step: int, state: TrainState, scalars: Mapping[str, float]) -> None:
         meta = dataclasses.replace(run.meta(step), bad_steps=tuple(bad_batches.steps))
-        checkpoints.save(state, meta, scalars)
+        checkpoints.save(state, meta, _with_unmeasured(config.train, scalars))
 
     def go_back(step: int) -> tuple[TrainState, Iterator[Batch]]:
         checkpoints.wait()
@@ -198,6 +198,13 @@ def _retention(config: TrainConfig) -> Retention:
     return Retention(
         config.keep_checkpoints, config.keep_every, config.keep_best, config.keep_best_is
     )
+
+
+def _with_unmeasured(config: TrainConfig, scalars: Mapping[str, float]) -> Mapping[str, float]:
+    """With the worst value of a `keep_best` that was not evaluated yet, or could not be."""
+    if not config.keep_best.startswith("val/") or config.keep_best in scalars:
+        return scalars
+    return {**scalars, config.keep_best: np.inf if config.keep_best_is == "lowest" else -np.inf}
 
 
 def _print_line(line: str) -> None:

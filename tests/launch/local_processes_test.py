@@ -22,6 +22,7 @@ from vla_jax.tree import flatten
 
 ROOT = Path(__file__).parents[2]
 BATCH, STEPS, SAVED = 8, 5, 3
+EVALUATE = "--config.train.evaluate_every=2"
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -44,13 +45,13 @@ class Source:
     action_spec = None
 
     def __init__(self, name, split):
-        self.name = name
+        self.name, self.split = name, split
 
     def __len__(self):
         return 1000
 
     def read(self, index):
-        if "READS" in os.environ:
+        if "READS" in os.environ and self.split == "train":
             with open(f"{os.environ['READS']}.{os.environ['JAX_PROCESS_ID']}", "a") as file:
                 file.write(f"{self.name} {index}\\n")
         rng = np.random.default_rng(index)
@@ -86,11 +87,13 @@ def _run(count: int, *command: str, **environment: str) -> subprocess.CompletedP
     )
 
 
-def _train(folder: Path, workdir: str, count: int, steps: int) -> list[list[tuple[str, int]]]:
+def _train(
+    folder: Path, workdir: str, count: int, steps: int, *more: str
+) -> list[list[tuple[str, int]]]:
     """Trains with `count` processes of one device; -> (source, record) that each has read."""
     reads = folder / f"reads_{workdir}_{count}"
     options = [f"--config={folder}/config.py", f"--workdir={folder / workdir}"]
-    train = ["-m", "vla_jax.train", *options, f"--config.train.steps={steps}"]
+    train = ["-m", "vla_jax.train", *options, f"--config.train.steps={steps}", *more]
     # Compiles in half the time.
     quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     done = _run(count, sys.executable, *train, READS=str(reads), **quick)
@@ -116,16 +119,22 @@ def test_processes_train_as_one(tmp_path):
         "optimizer": {"learning_rate": 3e-3, "warmup_steps": 1, "decay": "constant"},
         "train": {"steps": STEPS, "batch_size": BATCH, "log_every": 1, "checkpoint_every": SAVED},
         "mesh": {"data": 1, "fsdp": -1},
+        # 5 held-out samples in batches of 4: one process has none in the last.
+        "evaluation": {
+            "in_training": ("loss", "actions"),
+            "in_training_examples": 5,
+            "batch_size": 4,
+        },
     }
     (tmp_path / "sources.py").write_text(SOURCES)
     (tmp_path / "config.py").write_text(CONFIG.format(config=config))
     read = {
-        "alone": _train(tmp_path, "alone", 1, STEPS),
+        "alone": _train(tmp_path, "alone", 1, STEPS, EVALUATE),
         "four": _train(tmp_path, "four", 4, SAVED),
     }
     for name, count in (("one", 1), ("two", 2)):
         shutil.copytree(tmp_path / "four", tmp_path / name)
-        read[name] = _train(tmp_path, name, count, STEPS)
+        read[name] = _train(tmp_path, name, count, STEPS, *[EVALUATE] * (count == 2))
 
     data = build_data(parse(load_config(tmp_path / "config.py")))
     for name, first, last in (("four", 0, SAVED), ("two", SAVED, STEPS), ("one", SAVED, STEPS)):
@@ -146,6 +155,13 @@ def test_processes_train_as_one(tmp_path):
             }
             groups = {k: record[k] for k in record if k.startswith("group/")}
             assert record == pytest.approx(expected | groups | shares, rel=1e-5), (name, record)
+
+    # Two processes find what one does, at the same steps.
+    found = {name: _validation(tmp_path / name) for name in ("alone", "two")}
+    assert list(found["alone"]) == [2, 4, 5] and list(found["two"]) == [4, 5]
+    for step, record in found["two"].items():
+        assert len(record) > 30
+        assert record == pytest.approx(found["alone"][step], rel=1e-5, abs=1e-6), step
 
     params = {name: _params(tmp_path / name) for name in ("alone", "one", "two")}
     for name in ("one", "two"):
@@ -181,9 +197,14 @@ def _tokens_by_source(data) -> np.ndarray:
 
 
 def _without_speeds(workdir: Path) -> list[dict[str, float]]:
-    records = read_metrics(workdir)
+    records = [r for r in read_metrics(workdir) if "loss" in r]
     own = ("speed/", "start_up/", "checkpoint/", "goodput")
     return [{k: v for k, v in r.items() if not k.startswith(own)} for r in records]
+
+
+def _validation(workdir: Path) -> dict[int, dict[str, float]]:
+    records = [r for r in read_metrics(workdir) if "val/robot/loss" in r]
+    return {int(r["step"]): {k: v for k, v in r.items() if k != "goodput"} for r in records}
 
 
 def _params(workdir: Path) -> dict[str, np.ndarray]:

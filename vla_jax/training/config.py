@@ -90,6 +90,11 @@ class TrainConfig:
                 f"train.keep_every {self.keep_every} must be a multiple of train.checkpoint_every "
                 f"{self.checkpoint_every}: others are not saved"
             )
+        if self.keep_best.startswith("val/") and not self.evaluate_every:
+            raise ValueError(
+                f"train.keep_best {self.keep_best!r} is measured by evaluations, and there are none: "
+                "set train.evaluate_every"
+            )
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 f"train.batch_size {self.batch_size} does not divide into train.micro_batches "
