@@ -113,9 +113,7 @@ def make_evaluators(
     shape = {"batch_size": settings.batch_size, "image_size": config.model.image_size}
     for name, source_config in config.data.sources.items():
         wanted = {"image_text": max(settings.vqa_examples, settings.caption_examples)}
-        wanted |= dict.fromkeys(
-            ("episodes", "lerobot", "array_record", "python"), settings.action_steps
-        )
+        wanted |= dict.fromkeys(("episodes", "lerobot", "array_record"), settings.action_steps)
         limit = wanted.get(source_config.kind, 0)
         if not limit:
             if source_config.kind not in wanted:

@@ -13,9 +13,13 @@ import jax
 import numpy as np
 import pytest
 
+from tests.data.examples import encoded, episodes
+from vla_jax.actions.spec import end_effector_spec
 from vla_jax.build import load_policy
 from vla_jax.build_data import build_data
 from vla_jax.config import load_config, parse
+from vla_jax.data.generate import ImageTextRow
+from vla_jax.data.tfds_writer import write_episodes, write_image_text
 from vla_jax.sharding.distributed import join_processes
 from vla_jax.training.metrics import read_metrics
 from vla_jax.tree import flatten
@@ -112,6 +116,9 @@ def test_processes_train_as_one(tmp_path):
             "sources": {
                 "robot": {**source, "path": f"{source['path']}:Robot", "weight": 2.0},
                 "web": {**source, "path": f"{source['path']}:Web", "weight": 1.0},
+                # Only evaluated on.
+                "arm": {"kind": "episodes", "path": str(tmp_path / "arm"), "weight": 0.0},
+                "quiz": {"kind": "image_text", "path": str(tmp_path / "quiz"), "weight": 0.0},
             },
             "max_tokens": 40,
             "max_answer_tokens": 10,
@@ -121,11 +128,12 @@ def test_processes_train_as_one(tmp_path):
         "mesh": {"data": 1, "fsdp": -1},
         # 5 held-out samples in batches of 4: one process has none in the last.
         "evaluation": {
-            "in_training": ("loss", "actions"),
+            "in_training": ("loss", "actions", "vqa"),
             "in_training_examples": 5,
             "batch_size": 4,
         },
     }
+    _write_held_out(tmp_path)
     (tmp_path / "sources.py").write_text(SOURCES)
     (tmp_path / "config.py").write_text(CONFIG.format(config=config))
     read = {
@@ -160,7 +168,9 @@ def test_processes_train_as_one(tmp_path):
     found = {name: _validation(tmp_path / name) for name in ("alone", "two")}
     assert list(found["alone"]) == [2, 4, 5] and list(found["two"]) == [4, 5]
     for step, record in found["two"].items():
-        assert len(record) > 30
+        assert {"val/web/loss", "val/actions_arm/error/position_x", "val/vqa_quiz/names"} <= set(
+            record
+        )
         assert record == pytest.approx(found["alone"][step], rel=1e-5, abs=1e-6), step
 
     params = {name: _params(tmp_path / name) for name in ("alone", "one", "two")}
@@ -200,6 +210,17 @@ def _without_speeds(workdir: Path) -> list[dict[str, float]]:
     records = [r for r in read_metrics(workdir) if "loss" in r]
     own = ("speed/", "start_up/", "checkpoint/", "goodput")
     return [{k: v for k, v in r.items() if not k.startswith(own)} for r in records]
+
+
+def _write_held_out(folder: Path) -> None:
+    spec = end_effector_spec("test", max_position_m=0.05, max_rotation_rad=0.1, control_hz=5)
+    text = {"name": "", "description": ""}
+    write_episodes(episodes(), folder / "arm", spec, test_every=5, **text)
+    rows = [
+        ImageTextRow(encoded(i), f"Q: what is {i}? A:", answer="a dog", task="name", language="en")
+        for i in range(8)
+    ]
+    write_image_text({"train": rows[:1], "test": rows[1:]}, folder / "quiz", **text)
 
 
 def _validation(workdir: Path) -> dict[int, dict[str, float]]:
