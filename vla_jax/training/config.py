@@ -92,8 +92,8 @@ class TrainConfig:
             )
         if self.keep_best.startswith("val/") and not self.evaluate_every:
             raise ValueError(
-                f"train.keep_best {self.keep_best!r} comes from evaluations, and there are none: set "
-                "train.evaluate_every"
+                f"train.keep_best {self.keep_best!r} comes from evaluations, and there are "
+                "none: set train.evaluate_every"
             )
         if self.batch_size % self.micro_batches:
             raise ValueError(
