@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 
 import jax
@@ -83,18 +84,34 @@ def test_held_out_loss_equals_numpy_on_any_mesh_and_in_any_batches(data_sets):
         (make_mesh(MeshConfig(data=2, fsdp=4)), 5),
     ):
         shardings = param_shardings(params, mesh)
+        if found:
+            sources.pop("web")  # compiles half as much
         measure = HeldOutLoss(
             sources, data.builder, config.model, mesh, shardings, batch_size=batch_size, limit=99
         )
         found.append(measure(jax.device_put(params, shardings)))
     assert found[0] == pytest.approx(expected, rel=1e-5)
-    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    assert found[1] == pytest.approx(
+        {k: v for k, v in found[0].items() if k.startswith("robot/")}, rel=1e-6
+    )
     assert len(expected) == 2 + 8 + 2
 
 
 def test_a_run_is_evaluated_when_due_and_alike_after_a_resume(data_sets, tmp_path, monkeypatch):
-    """Every 2 updates and after the last one; the third time it fails, and the run goes on."""
-    config = evaluated(data_sets, train__steps=5, train__keep_best="val/robot/loss")
+    """Every 2 updates and after the last one; an evaluator that fails ends nothing."""
+    config = evaluated(
+        data_sets, train__steps=5, train__keep_best="val/robot/loss", train__keep_checkpoints=9
+    )
+    working = [True] * 4 + [False]  # of each call: three in the whole run, two after the resume
+
+    def measure(self, policy, media=None) -> dict:
+        """A figure of the parameters that needs no decoder to be compiled."""
+        if not working.pop(0):
+            raise RuntimeError("the simulator died")
+        total = sum(float(np.abs(x).sum()) for x in jax.tree.leaves(policy.params))
+        return {"scalars": {"error/position_x": total}}
+
+    monkeypatch.setattr(ActionEvaluator, "measure", measure)
     began = time.time()
     train(config, str(tmp_path / "whole"), TimeBook(began))
     whole = validation(tmp_path / "whole")
@@ -105,6 +122,7 @@ def test_a_run_is_evaluated_when_due_and_alike_after_a_resume(data_sets, tmp_pat
         "val/actions_robot/error/position_x",
     } <= set(whole[2])
     assert whole[2]["val/robot/loss"] > whole[5]["val/robot/loss"]
+    assert len({found["val/actions_robot/error/position_x"] for found in whole.values()}) == 3
     page = (tmp_path / "whole/run.html").read_text()
     assert "action error, mm" in page and page.count("val/") == 0
 
@@ -113,29 +131,18 @@ def test_a_run_is_evaluated_when_due_and_alike_after_a_resume(data_sets, tmp_pat
     assert sum(seconds.values()) == pytest.approx(last - began, rel=1e-6)
     assert seconds["evaluation"] > 0
 
-    # To update 3, where it is evaluated as the last one; from there it is as if never stopped.
-    halves = str(tmp_path / "halves")
-    train(evaluated(data_sets, train__steps=3, train__keep_best="val/robot/loss"), halves)
+    # From the checkpoint of update 2 it goes on as if never stopped.
+    halves = tmp_path / "halves"
+    shutil.copytree(tmp_path / "whole", halves)
+    for step in (4, 5):
+        shutil.rmtree(halves / f"checkpoints/{step}")
 
-    def broken(self, policy, media=None):
-        raise RuntimeError("the simulator died")
-
-    measure = ActionEvaluator.measure
-    calls = []
-    monkeypatch.setattr(
-        ActionEvaluator,
-        "measure",
-        lambda self, policy, media=None: (
-            (broken if calls else measure)(self, policy, media),
-            calls.append(1),
-        )[0],
-    )
-    train(config, halves)
-    found = validation(tmp_path / "halves")
-    assert list(found) == [2, 3, 4, 5]
+    train(config, str(halves))
+    found = validation(halves)
+    assert list(found) == [2, 4, 5]
     assert found[2] == whole[2] and found[4] == whole[4]
     assert found[5] == {k: v for k, v in whole[5].items() if "actions" not in k}
-    (failed,) = [e for e in read_events(tmp_path / "halves") if e.kind == "evaluation failed"]
+    (failed,) = [e for e in read_events(halves) if e.kind == "evaluation failed"]
     assert (failed.step, failed.text) == (5, "actions_robot: RuntimeError: the simulator died")
 
 
@@ -173,5 +180,5 @@ def test_the_line_of_an_evaluation_begins_with_what_says_most():
     scalars = {f"robot/token_accuracy/{n}": 0.5 for n in range(9)} | {"web/loss": 1.23456}
     line = evaluation_line(200, scalars)
     assert line.startswith("val 200  web/loss 1.235  robot/") and len(line) <= COLUMNS
-    assert line.endswith("  +6 more")
+    assert line.endswith("  +5 more")
     assert evaluation_line(2, {"a/loss": 1.0}) == "val 2  a/loss 1"

@@ -139,8 +139,12 @@ class VqaEvaluator:
 def _answered(batch: VqaBatch, said: list[str], side: int, first: int) -> list[_Answered]:
     numbers = range(first, first + len(said)) if batch.numbers is None else batch.numbers.tolist()
     references = batch.references or [(answer,) for answer in batch.answers]
-    columns = (numbers, batch.tasks, batch.languages, batch.answers, references, said)
-    return [_Answered(*row, side) for row in zip(*columns, strict=True)]
+    return [
+        _Answered(number, task, language, truth, people, answer, side)
+        for number, task, language, truth, people, answer in zip(
+            numbers, batch.tasks, batch.languages, batch.answers, references, said, strict=True
+        )
+    ]
 
 
 class _Scorer:
