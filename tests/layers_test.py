@@ -37,11 +37,12 @@ LAYERS = {
     "build_step": 7,
     "planning": 8,
     "build": 8,
-    "train": 9,
     "evaluate": 9,
     "export": 9,
     "serve": 9,
     "plan": 9,
+    "in_training": 10,
+    "train": 11,
 }
 
 # Third-party package -> the only part that may import it.
@@ -74,7 +75,9 @@ LATE_IMPORTS: dict[tuple[str, str], str] = {
         "vla_jax",
     ): "MuJoCo is loaded in the worker only, beside no TensorFlow",
     ("vla_jax/training/metrics.py", "wandb"): "an optional extra, if asked for",
+    ("vla_jax/evaluation/captions.py", "sacrebleu"): "an optional extra, if asked for",
     ("vla_jax/evaluate.py", "vla_jax"): "so do the simulators' workers, which render",
+    ("vla_jax/evaluate.py", "jax"): "so do the simulators' workers, which render",
 }
 
 MAX_FILE_LINES = 450

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from vla_jax import schema
 from vla_jax.actions.tokenizer import ActionTokenizer
@@ -23,11 +25,13 @@ from vla_jax.checkpoints.run_params import load_run_params
 from vla_jax.checkpoints.same_config import require_same_config
 from vla_jax.config import Config
 from vla_jax.data.mixture import Mixture
+from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.decoding.policy import Policy
 from vla_jax.models.lora import merge_lora
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.vla import init_params
-from vla_jax.sharding.mesh import MeshConfig, local_rows, make_mesh, replicated
+from vla_jax.sharding.mesh import MeshConfig, local_rows, make_mesh
+from vla_jax.sharding.rules import param_shardings
 from vla_jax.text.prompts import PLAN_TEMPLATE
 from vla_jax.training.step import (
     LossFn,
@@ -197,8 +201,16 @@ def _require_samples(mixture: Mixture, config: Config) -> None:
         )
 
 
+def _mesh_here(config: MeshConfig) -> Mesh:
+    try:
+        return make_mesh(config)
+    except ValueError:  # of other devices
+        return make_mesh(MeshConfig())
+
+
 def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, CheckpointMeta, Config]:
-    """The policy of a run's newest checkpoint.
+    """The policy of a run's newest checkpoint, placed as in the run if these devices allow it, else
+    whole on each of them.
 
     Raises:
       FileNotFoundError: no checkpoint there.
@@ -214,20 +226,31 @@ def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, Checkp
             f"{vocabulary.digest}: use the version of the code that it was trained with"
         )
     builder = make_builder(config.data, vocabulary, meta.action_tokenizers)
-    whole = replicated(make_mesh(MeshConfig()))
+    mesh = _mesh_here(config.mesh)
 
     def init() -> Params:
         return init_params(config.model, jax.random.key(0))
 
-    shardings = jax.tree.map(lambda _: whole, jax.eval_shape(init))
-    params = merge_lora(load_run_params(workdir, init, shardings)[0], config.model)
+    shardings = param_shardings(jax.eval_shape(init), mesh)
+    params = load_run_params(workdir, init, shardings)[0]
+    if config.model.lora_rank:
+        merge = functools.partial(merge_lora, config=config.model)
+        placed = param_shardings(jax.eval_shape(merge, params), mesh)
+        params = jax.jit(merge, out_shardings=placed)(params)
     model = dataclasses.replace(config.model, lora_rank=0)
-    policy = Policy(
+    merged = dataclasses.replace(config, model=model)
+    return acting_policy(params, merged, builder, batch_size=batch_size), meta, config
+
+
+def acting_policy(
+    params: Params, config: Config, builder: SequenceBuilder, *, batch_size: int
+) -> Policy:
+    """The policy of a config with these parameters."""
+    return Policy(
         params,
-        model,
+        config.model,
         builder,
         batch_size=batch_size,
         robot_template=PLAN_TEMPLATE if config.data.plans else config.data.robot_prompts[0],
         plans=config.data.plans,
     )
-    return policy, meta, config

@@ -3,7 +3,8 @@
 Takes the newest checkpoint in the workdir and the evaluation section of its config; any key of that
 section can be overridden: `--evaluation.rollout_episodes=100`. A count of 0 leaves a part out.
 Results go to `evaluation/*.json` and `evaluation/media/` of the workdir, where
-`python -m vla_jax.evaluation.report` finds them.
+`python -m vla_jax.evaluation.report` finds them. On several hosts, start it on each, as training:
+they share the work, and process 0 writes.
 
 The imports are inside the functions: the simulators' worker processes import the main module again,
 and rendering in a process that has loaded TensorFlow ends in a segmentation fault.
@@ -38,10 +39,12 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
       FileNotFoundError: no run or checkpoint, or a data set that is gone.
       ValueError: a bad override, or a checkpoint of another vocabulary, robot or world.
     """
+    import jax
+
     from vla_jax import config as config_lib
     from vla_jax import schema
     from vla_jax.build import load_policy
-    from vla_jax.evaluation.base import EvaluationConfig, write_result
+    from vla_jax.evaluation.base import EvaluationConfig, measure_together, write_result
     from vla_jax.evaluation.provenance import describe
     from vla_jax.evaluation.suites.evaluator import SuiteEvaluator, table
 
@@ -60,19 +63,22 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
     policy, meta, config = load_policy(workdir, batch_size=settings.batch_size)
 
     out = Path(workdir) / "evaluation"
-    media = out / "media"
-    media.mkdir(parents=True, exist_ok=True)
+    first = jax.process_index() == 0
+    media = out / "media" if first else None
+    if media is not None:
+        media.mkdir(parents=True, exist_ok=True)
     seconds, tables = {}, []
     for evaluator in make_evaluators(config, settings, policy.builder):
         started = time.monotonic()
         print(f"{evaluator.name} ...", flush=True)
-        result = evaluator.measure(policy, media)
-        write_result(out / f"{evaluator.name}.json", result)
+        result = measure_together(evaluator, policy, media)
         seconds[evaluator.name] = time.monotonic() - started
-        for name, value in result["scalars"].items():
-            print(f"  {name:40s} {value:.4g}")
-        if isinstance(evaluator, SuiteEvaluator):
-            tables.append(table(result))
+        if first:
+            write_result(out / f"{evaluator.name}.json", result)
+            for name, value in result["scalars"].items():
+                print(f"  {name:40s} {value:.4g}")
+            if isinstance(evaluator, SuiteEvaluator):
+                tables.append(table(result))
     run = {
         **describe(),
         "step": meta.step,
@@ -80,7 +86,8 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
         "seconds": seconds,
         "wall_s": time.monotonic() - begun,
     }
-    write_result(out / "run.json", run)
+    if first:
+        write_result(out / "run.json", run)
     for text in tables:
         print(text, flush=True)
     return out
@@ -97,7 +104,13 @@ def make_evaluators(
     from vla_jax.data.sources.image_text import ImageTextSource
     from vla_jax.data.sources.opening import open_source
     from vla_jax.evaluation.actions import ActionEvaluator
-    from vla_jax.evaluation.held_out import action_batches, vqa_batches
+    from vla_jax.evaluation.captions import CaptionEvaluator
+    from vla_jax.evaluation.held_out import (
+        action_batches,
+        caption_batches,
+        has_captions,
+        vqa_batches,
+    )
     from vla_jax.evaluation.metaworld import MetaworldEvaluator
     from vla_jax.evaluation.suites.evaluator import SuiteEvaluator
     from vla_jax.evaluation.tabletop import PointingEvaluator, RolloutEvaluator
@@ -106,7 +119,7 @@ def make_evaluators(
     evaluators: list[Evaluator] = []
     shape = {"batch_size": settings.batch_size, "image_size": config.model.image_size}
     for name, source_config in config.data.sources.items():
-        wanted = {"image_text": settings.vqa_examples}
+        wanted = {"image_text": max(settings.vqa_examples, settings.caption_examples)}
         wanted |= dict.fromkeys(("episodes", "lerobot", "array_record"), settings.action_steps)
         limit = wanted.get(source_config.kind, 0)
         if not limit:
@@ -128,11 +141,16 @@ def make_evaluators(
             print(f"source {name!r} has no test split; not evaluated on ({e})")
             continue
         if isinstance(source, ImageTextSource):
-            batches = vqa_batches(source, builder, limit=limit, **shape)
-            evaluators.append(VqaEvaluator(batches, f"vqa_{name}"))
+            limit, captions = settings.vqa_examples, settings.caption_examples
+            if limit:
+                batches = vqa_batches(source, builder, limit=limit, **shape)
+                evaluators.append(VqaEvaluator(batches, f"vqa_{name}"))
+            if captions and has_captions(source, captions):
+                batches = caption_batches(source, builder, limit=captions, **shape)
+                evaluators.append(CaptionEvaluator(batches, f"captions_{name}"))
         elif source.action_spec is None:
             print(
-                f"source {name!r}: converted pictures have no kinds of question; not evaluated on"
+                f"source {name!r}: {source_config.kind} has no kinds of question; not evaluated on"
             )
         elif builder.action_tokenizers:
             template, robot = config.data.robot_prompts[0], source.action_spec.name
@@ -164,7 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     strange = [word for word in rest if not word.startswith(prefix)]
     if strange:
         parser.error(f"unknown argument {strange[0]!r}; override settings with {prefix}key=value")
+    from vla_jax.sharding.distributed import join_processes
+
     try:
+        join_processes()
         out = evaluate(options.workdir, [word.removeprefix(prefix) for word in rest])
     except (ValueError, OSError, RuntimeError) as e:
         print(f"error: {e}", file=sys.stderr)

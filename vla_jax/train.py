@@ -27,6 +27,7 @@ from vla_jax.build import TrainingRun, build_training
 from vla_jax.checkpoints.manager import Checkpoints, CheckpointWriteError, Retention
 from vla_jax.config import Config
 from vla_jax.data.loader import Loader
+from vla_jax.in_training import InTraining
 from vla_jax.sharding.distributed import LostProcessError, join_processes, lost_process
 from vla_jax.training.bad_batches import BadBatches
 from vla_jax.training.config import TrainConfig
@@ -110,7 +111,7 @@ def _train(
 
     def save(step: int, state: TrainState, scalars: Mapping[str, float]) -> None:
         meta = dataclasses.replace(run.meta(step), bad_steps=tuple(bad_batches.steps))
-        checkpoints.save(state, meta, scalars)
+        checkpoints.save(state, meta, _with_unmeasured(config.train, scalars))
 
     def go_back(step: int) -> tuple[TrainState, Iterator[Batch]]:
         checkpoints.wait()
@@ -124,6 +125,12 @@ def _train(
         state["step"] = jax.device_put(np.int32(step), run.shardings["step"])
         return state, open_loader(step)
 
+    evaluate = None
+    if config.train.evaluate_every:
+        evaluate = InTraining(
+            run, state["params"], lambda kind, text: monitor.tell(kind, text), lambda: stop.asked
+        )
+        book.lap(START_UP + "evaluation")
     train_step = run.make_step(run.loss_fn)
     opened: list[Loader] = []
 
@@ -147,6 +154,7 @@ def _train(
             go_back=go_back,
             told_to_stop=lambda: stop.asked,
             measure=run.make_measure() if config.train.source_gradient_norms else None,
+            evaluate=evaluate,
         )
 
 
@@ -190,6 +198,13 @@ def _retention(config: TrainConfig) -> Retention:
     return Retention(
         config.keep_checkpoints, config.keep_every, config.keep_best, config.keep_best_is
     )
+
+
+def _with_unmeasured(config: TrainConfig, scalars: Mapping[str, float]) -> Mapping[str, float]:
+    """With the worst value of a `keep_best` that was not evaluated yet, or could not be."""
+    if not config.keep_best.startswith("val/") or config.keep_best in scalars:
+        return scalars
+    return {**scalars, config.keep_best: np.inf if config.keep_best_is == "lowest" else -np.inf}
 
 
 def _print_line(line: str) -> None:

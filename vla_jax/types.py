@@ -70,6 +70,21 @@ def chosen(example: Example, draw: int = 0) -> tuple[str, str | None]:
     return prompt, answer
 
 
+def references(example: Example) -> tuple[str, ...]:
+    """What answers to the first prompt are compared with: all that belong to it.
+
+    Raises ValueError if the example has no answer.
+    """
+    prompt, answer = example.prompt, example.answer
+    if isinstance(answer, str):
+        return (answer,)
+    if not answer:
+        raise ValueError(f"no answer to {prompt!r}")
+    if isinstance(prompt, tuple) and len(prompt) == len(answer):
+        return tuple(own for text, own in zip(prompt, answer) if text == prompt[0])
+    return answer
+
+
 class Batch(TypedDict):
     """What the model trains on. Images stay uint8 until they are on the accelerator.
 

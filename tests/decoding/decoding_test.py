@@ -157,14 +157,18 @@ def test_nothing_malformed_comes_out(scale):
 
 def test_action_decoding_multiplies_action_rows_only():
     policy = _policy()
-    text = policy._decode_action.lower(
-        policy.params,
-        jnp.zeros((5, 1, 28, 28, 3), jnp.uint8),
-        jnp.zeros((5, 30), jnp.int32),
-        jnp.ones((5, 30), bool),
-        jnp.zeros(5),
-        jnp.zeros(5, jnp.int32),
-    ).as_text()
+    text = (
+        policy._decoder(SPEC.name)
+        .lower(
+            policy.params,
+            jnp.zeros((5, 1, 28, 28, 3), jnp.uint8),
+            jnp.zeros((5, 30), jnp.int32),
+            jnp.ones((5, 30), bool),
+            jnp.zeros(5),
+            jnp.zeros(5, jnp.int32),
+        )
+        .as_text()
+    )
     assert "5x256xf32" in text and "5x4096xf32" not in text
 
 

@@ -50,6 +50,12 @@ class FakePolicy:
         self.calls.append(len(questions))
         return [self._answer(q) for q in questions]
 
+    def complete(self, images: np.ndarray, prompts: list[str]) -> list[str]:
+        return self.answer(images, prompts)
+
+    def gather(self, found=(), error=None) -> list:
+        return list(found)
+
     def act(
         self,
         images: np.ndarray,

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.evaluation.fakes import SPEC, FakePolicy, FakePool
+from vla_jax.data.sequence import SequenceBuilder
+from vla_jax.decoding import policy as policy_module
 from vla_jax.decoding.chunks import ChunkExecutor
+from vla_jax.decoding.policy import Policy
+from vla_jax.decoding.processes import FailedElsewhereError
 from vla_jax.evaluation.base import EvaluationConfig, run
 from vla_jax.evaluation.media import Frame, save_rollout
 from vla_jax.evaluation.pointing import measure_pointing, render_views
@@ -23,6 +28,8 @@ from vla_jax.evaluation.rollout import (
 )
 from vla_jax.evaluation.speed import Speed
 from vla_jax.evaluation.tabletop import PointingEvaluator, RolloutEvaluator
+from vla_jax.models.presets import ModelConfig
+from vla_jax.text.vocabulary import Vocabulary
 
 FAMILIES = ("pick", "near", "put", "push")
 
@@ -289,6 +296,50 @@ def test_evaluator_runs_pools_and_baselines(tmp_path):
     assert pools[0].closed
     assert result["scalars"]["robot/policy/success"] == 0.25
     assert dict(run(evaluator, policy))["rollouts/robot/policy/pick"] == 1.0
+
+
+def test_processes_divide_the_episodes_and_add_up_to_one(monkeypatch):
+    config = EvaluationConfig(rollout_episodes=5, pools=("robot",), baselines=False)
+
+    def measure(policy) -> dict:
+        (result,) = RolloutEvaluator(config, lambda: FakePool(2)).measure(policy)["runs"]
+        return {k: v for k, v in result.items() if k != "seconds"}
+
+    def picks() -> FakePolicy:
+        return FakePolicy(act=lambda text: np.eye(8)[1] * (0.05 if "pick" in text else -0.05))
+
+    alone, found = measure(picks()), []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for process in (1, 0):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        policy = picks()
+        policy.gather = lambda mine, found=found: [*found, *mine]
+        together = measure(policy)
+        found = [Outcome(**episode) for episode in together["episodes"]]
+    assert together == alone and len(found) == 5
+
+
+def test_a_process_that_fails_fails_in_all(monkeypatch):
+    """What the others are told, and that they are told."""
+    params = {"x": np.zeros(1)}
+    builder = SequenceBuilder(Vocabulary(), None, max_tokens=8, max_answer_tokens=2)
+    config = ModelConfig("tiny", image_size=28, unroll_layers=False)
+    policy = Policy(params, config, builder, batch_size=1)
+    told = []
+
+    class Broken:
+        name = "broken"
+
+        def measure(self, policy, media=None):
+            raise RuntimeError("the simulator died")
+
+    monkeypatch.setattr(policy_module, "gather", lambda item: told.append(item) or [item])
+    with pytest.raises(RuntimeError, match="the simulator died"):
+        dict(run(Broken(), policy))
+    assert told == [("RuntimeError: the simulator died", [])]
+    monkeypatch.setattr(policy_module, "gather", lambda item: [(None, []), *told])
+    with pytest.raises(FailedElsewhereError, match="process 1 failed: RuntimeError: the simulator"):
+        policy.gather([1])
 
 
 def test_what_a_policy_samples_depends_on_episode_and_step_alone():

@@ -13,15 +13,20 @@ import jax
 import numpy as np
 import pytest
 
+from tests.data.examples import encoded, episodes
+from vla_jax.actions.spec import end_effector_spec
 from vla_jax.build import load_policy
 from vla_jax.build_data import build_data
 from vla_jax.config import load_config, parse
+from vla_jax.data.generate import ImageTextRow
+from vla_jax.data.tfds_writer import write_episodes, write_image_text
 from vla_jax.sharding.distributed import join_processes
 from vla_jax.training.metrics import read_metrics
 from vla_jax.tree import flatten
 
 ROOT = Path(__file__).parents[2]
 BATCH, STEPS, SAVED = 8, 5, 3
+EVALUATE = "--config.train.evaluate_every=2"
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -44,13 +49,13 @@ class Source:
     action_spec = None
 
     def __init__(self, name, split):
-        self.name = name
+        self.name, self.split = name, split
 
     def __len__(self):
         return 1000
 
     def read(self, index):
-        if "READS" in os.environ:
+        if "READS" in os.environ and self.split == "train":
             with open(f"{os.environ['READS']}.{os.environ['JAX_PROCESS_ID']}", "a") as file:
                 file.write(f"{self.name} {index}\\n")
         rng = np.random.default_rng(index)
@@ -86,11 +91,13 @@ def _run(count: int, *command: str, **environment: str) -> subprocess.CompletedP
     )
 
 
-def _train(folder: Path, workdir: str, count: int, steps: int) -> list[list[tuple[str, int]]]:
+def _train(
+    folder: Path, workdir: str, count: int, steps: int, *more: str
+) -> list[list[tuple[str, int]]]:
     """Trains with `count` processes of one device; -> (source, record) that each has read."""
     reads = folder / f"reads_{workdir}_{count}"
     options = [f"--config={folder}/config.py", f"--workdir={folder / workdir}"]
-    train = ["-m", "vla_jax.train", *options, f"--config.train.steps={steps}"]
+    train = ["-m", "vla_jax.train", *options, f"--config.train.steps={steps}", *more]
     # Compiles in half the time.
     quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     done = _run(count, sys.executable, *train, READS=str(reads), **quick)
@@ -109,6 +116,9 @@ def test_processes_train_as_one(tmp_path):
             "sources": {
                 "robot": {**source, "path": f"{source['path']}:Robot", "weight": 2.0},
                 "web": {**source, "path": f"{source['path']}:Web", "weight": 1.0},
+                # Only evaluated on.
+                "arm": {"kind": "episodes", "path": str(tmp_path / "arm"), "weight": 0.0},
+                "quiz": {"kind": "image_text", "path": str(tmp_path / "quiz"), "weight": 0.0},
             },
             "max_tokens": 40,
             "max_answer_tokens": 10,
@@ -116,16 +126,23 @@ def test_processes_train_as_one(tmp_path):
         "optimizer": {"learning_rate": 3e-3, "warmup_steps": 1, "decay": "constant"},
         "train": {"steps": STEPS, "batch_size": BATCH, "log_every": 1, "checkpoint_every": SAVED},
         "mesh": {"data": 1, "fsdp": -1},
+        # 5 held-out samples in batches of 4: one process has none in the last.
+        "evaluation": {
+            "in_training": ("loss", "actions", "vqa"),
+            "in_training_examples": 5,
+            "batch_size": 4,
+        },
     }
+    _write_held_out(tmp_path)
     (tmp_path / "sources.py").write_text(SOURCES)
     (tmp_path / "config.py").write_text(CONFIG.format(config=config))
     read = {
-        "alone": _train(tmp_path, "alone", 1, STEPS),
+        "alone": _train(tmp_path, "alone", 1, STEPS, EVALUATE),
         "four": _train(tmp_path, "four", 4, SAVED),
     }
     for name, count in (("one", 1), ("two", 2)):
         shutil.copytree(tmp_path / "four", tmp_path / name)
-        read[name] = _train(tmp_path, name, count, STEPS)
+        read[name] = _train(tmp_path, name, count, STEPS, *[EVALUATE] * (count == 2))
 
     data = build_data(parse(load_config(tmp_path / "config.py")))
     for name, first, last in (("four", 0, SAVED), ("two", SAVED, STEPS), ("one", SAVED, STEPS)):
@@ -146,6 +163,15 @@ def test_processes_train_as_one(tmp_path):
             }
             groups = {k: record[k] for k in record if k.startswith("group/")}
             assert record == pytest.approx(expected | groups | shares, rel=1e-5), (name, record)
+
+    # Two processes find what one does, at the same steps.
+    found = {name: _validation(tmp_path / name) for name in ("alone", "two")}
+    assert list(found["alone"]) == [2, 4, 5] and list(found["two"]) == [4, 5]
+    for step, record in found["two"].items():
+        assert {"val/web/loss", "val/actions_arm/error/position_x", "val/vqa_quiz/names"} <= set(
+            record
+        )
+        assert record == pytest.approx(found["alone"][step], rel=1e-5, abs=1e-6), step
 
     params = {name: _params(tmp_path / name) for name in ("alone", "one", "two")}
     for name in ("one", "two"):
@@ -181,9 +207,25 @@ def _tokens_by_source(data) -> np.ndarray:
 
 
 def _without_speeds(workdir: Path) -> list[dict[str, float]]:
-    records = read_metrics(workdir)
+    records = [r for r in read_metrics(workdir) if "loss" in r]
     own = ("speed/", "start_up/", "checkpoint/", "goodput")
     return [{k: v for k, v in r.items() if not k.startswith(own)} for r in records]
+
+
+def _write_held_out(folder: Path) -> None:
+    spec = end_effector_spec("test", max_position_m=0.05, max_rotation_rad=0.1, control_hz=5)
+    text = {"name": "", "description": ""}
+    write_episodes(episodes(), folder / "arm", spec, test_every=5, **text)
+    rows = [
+        ImageTextRow(encoded(i), f"Q: what is {i}? A:", answer="a dog", task="name", language="en")
+        for i in range(8)
+    ]
+    write_image_text({"train": rows[:1], "test": rows[1:]}, folder / "quiz", **text)
+
+
+def _validation(workdir: Path) -> dict[int, dict[str, float]]:
+    records = [r for r in read_metrics(workdir) if "val/robot/loss" in r]
+    return {int(r["step"]): {k: v for k, v in r.items() if k != "goodput"} for r in records}
 
 
 def _params(workdir: Path) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from vla_jax.checkpoints.manager import CheckpointMeta
 _MAY_CHANGE = (
     "train.steps",
     "train.log_every",
+    "train.evaluate_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.keep_every",

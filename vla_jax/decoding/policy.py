@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.data.sequence import SequenceBuilder
-from vla_jax.decoding.sampler import make_decoder
+from vla_jax.decoding.processes import FailedElsewhereError, agree, gather, join_rows
+from vla_jax.decoding.sampler import DecodeFn, make_decoder
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.stack import unstack_layers
 from vla_jax.models.vla import State
+from vla_jax.sharding.mesh import MeshConfig, batch_sharding, batch_shards, make_mesh
 from vla_jax.text.prompts import ROBOT_TEMPLATE, question_prompt, robot_prompt
 from vla_jax.types import Params
+
+T = TypeVar("T")
+_TEXT = ""  # among the names of robots: the decoder of texts
 
 
 class ActResult(NamedTuple):
@@ -29,11 +37,16 @@ class ActResult(NamedTuple):
 class Policy:
     """A model with everything it needs to answer and to act.
 
+    It works on the devices that hold its parameters, whole or in parts, and splits rows over them.
+    On several processes each asks for its own rows, as many and as often as it has, and gets their
+    answers; when it has no more it calls `gather`, for until all have, every one is needed.
+
     Args:
       params: the model's parameters.
       config: the model.
       builder: tokenization, as in training.
-      batch_size: rows per device call; more are split, fewer are padded, so it compiles once.
+      batch_size: rows per device call, over all processes; more are split, fewer are padded, so it
+        compiles once. Raised to the next number that divides over devices and processes.
       robot_template: of the prompt that instructions are put in, as in training.
       plans: it says what it is going to do before it acts, as in training; the template is then
         usually `prompts.PLAN_TEMPLATE`.
@@ -52,21 +65,33 @@ class Policy:
         robot_template: str = ROBOT_TEMPLATE,
         plans: bool = False,
     ):
-        self.params = unstack_layers(params, config)
         self.config = config
-        self.batch_size = batch_size
         self.builder = builder
         self._template, self._plans = robot_template, plans
+        self._mesh = _mesh_of(params)
+        parts = math.lcm(batch_shards(self._mesh), jax.process_count())
+        self.batch_size = -(-batch_size // parts) * parts
+        self.params = _unstacked(params, config)
         self._make = functools.partial(
             make_decoder,
             config,
             eos_id=builder.vocabulary.eos_id,
             pad_id=builder.vocabulary.pad_id,
             num_words=builder.vocabulary.size,
+            mesh=self._mesh,
         )
-        self._decode_text = self._make("text", max_answer_tokens=builder.max_answer_tokens)
-        one_robot = len(builder.action_tokenizers) == 1
-        self._decode_action = self._action_decoder() if one_robot else None
+        # Of all robots, for this policy and those that `for_robot` makes of it.
+        self._tokenizers = dict(builder.action_tokenizers)
+        self._decoders: dict[str, DecodeFn] = {}
+        if len(self._tokenizers) == 1:
+            self._decoder(next(iter(self._tokenizers)))
+
+    def with_params(self, params: Params) -> Policy:
+        """The same policy with other parameters, of the same shapes and placed alike: nothing is
+        compiled again."""
+        policy = copy.copy(self)
+        policy.params = _unstacked(params, self.config)
+        return policy
 
     @property
     def robots(self) -> tuple[str, ...]:
@@ -80,11 +105,20 @@ class Policy:
         """
         policy = copy.copy(self)
         policy.builder = self.builder.for_robot(name)
-        policy._decode_action = policy._action_decoder()
+        policy._decoder(name)
         return policy
 
-    def _action_decoder(self):
-        tokenizer, builder = self.action_tokenizer, self.builder
+    def _decoder(self, robot: str) -> DecodeFn:
+        """Of texts, or of a robot's actions."""
+        if robot not in self._decoders:
+            self._decoders[robot] = self._action_decoder(robot) if robot else self._text_decoder()
+        return self._decoders[robot]
+
+    def _text_decoder(self) -> DecodeFn:
+        return self._make("text", max_answer_tokens=self.builder.max_answer_tokens)
+
+    def _action_decoder(self, robot: str) -> DecodeFn:
+        tokenizer, builder = self._tokenizers[robot], self.builder
         if self._plans:
             room = builder.max_answer_tokens - 1 - tokenizer.max_tokens - len(builder.plan_end)
             if room < 1:
@@ -124,9 +158,12 @@ class Policy:
           images: uint8 [B, h, w, 3], or [B, views, h, w, 3].
           questions: B texts, without the template.
         """
-        prompts = [question_prompt(q) for q in questions]
+        return self.complete(images, [question_prompt(q) for q in questions])
+
+    def complete(self, images: np.ndarray, prompts: list[str]) -> list[str]:
+        """As `answer`, for whole prompts, in whatever template the model was trained with."""
         options = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), np.int32)
-        ids = self._run(self._decode_text, images, prompts, *options)
+        ids = self._run(_TEXT, images, prompts, *options)
         return [self._text(row) for row in ids]
 
     def act(
@@ -167,7 +204,7 @@ class Policy:
             np.full(count, temperature, np.float32),
             np.asarray(seeds if temperature else np.zeros(count), np.int32),
         )
-        ids = self._run(self._decode_action, images, prompts, *options, states=states)
+        ids = self._run(self.action_spec.name, images, prompts, *options, states=states)
         plans: tuple[str, ...] = ()
         if self._plans:
             plans, ids = self._split(ids)
@@ -188,14 +225,37 @@ class Policy:
         end = np.flatnonzero(ids == self.builder.vocabulary.eos_id)
         return self.builder.vocabulary.decode(ids[: end[0] if len(end) else len(ids)].tolist())
 
+    def gather(self, found: Sequence[T] = (), error: BaseException | None = None) -> list[T]:
+        """What all processes have found, process 0's first.
+
+        Each calls it when it has nothing more to ask, and then takes part in what others ask until
+        they call it, too. A single process gets back what it gave.
+
+        Args:
+          found: by this process; can be pickled.
+          error: what this process has failed with, to tell the others.
+
+        Raises:
+          FailedElsewhereError: another process has failed, and this one has not.
+        """
+        while self._call(None, []) is not None:
+            pass
+        failure = None if error is None else f"{type(error).__name__}: {error}"
+        everybody = gather((failure, list(found)))
+        failed = [(n, text) for n, (text, _) in enumerate(everybody) if text is not None]
+        if failed and error is None:
+            raise FailedElsewhereError(f"process {failed[0][0]} failed: {failed[0][1]}")
+        return [item for _, mine in everybody for item in mine]
+
     def _run(
         self,
-        decode,
+        robot: str,
         images: np.ndarray,
         prompts: list[str],
         *options: np.ndarray,
         states: np.ndarray | None = None,
     ) -> np.ndarray:
+        """Ids int32 [B, K] of this process's rows, by the decoder of a robot or of texts."""
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim not in (4, 5) or images.shape[-1] != 3:
             raise ValueError(
@@ -209,14 +269,73 @@ class Policy:
         if states is not None and len(states) != len(prompts):
             raise ValueError(f"{len(states)} states for {len(prompts)} prompts")
         text = self.builder.prompts(prompts, states)
-        state = State(text["state"], text["state_valid"]) if "state" in text else None
-        rows = []
-        for start in range(0, len(prompts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            columns = [c[part] for c in (images, text["tokens"], text["valid"], *options)]
-            count = len(columns[0])
-            repeat = np.minimum(np.arange(self.batch_size), count - 1)
-            of_part = None if state is None else State(*(c[part][repeat] for c in state))
-            ids = decode(self.params, *(c[repeat] for c in columns), state=of_part)
-            rows.append(np.asarray(ids)[:count])
+        columns = [images, text["tokens"], text["valid"], *options]
+        columns += [text[key] for key in ("state", "state_valid") if key in text]
+        share, rows = self.batch_size // jax.process_count(), []
+        for start in range(0, len(prompts), share):
+            ids = self._call(robot, [c[start : start + share] for c in columns])
+            assert ids is not None
+            rows.append(ids)
         return np.concatenate(rows) if rows else np.zeros((0, 0), np.int32)
+
+    def _call(self, robot: str | None, columns: list[np.ndarray]) -> np.ndarray | None:
+        """One call of a decoder, which all processes make.
+
+        Args:
+          robot: see `_run`; None: this process is finished and brings nothing.
+          columns: its rows, up to its share.
+
+        Returns:
+          Their ids; None if all processes are finished.
+        """
+        names, count = (_TEXT, *self._tokenizers), len(columns[0]) if columns else 0
+        number, counts = agree(None if robot is None else names.index(robot), count)
+        if number is None:
+            return None
+        share = self.batch_size // len(counts)
+        columns = columns or self._nothing()
+        padded = [np.pad(c, [(0, share - count), *[(0, 0)] * (c.ndim - 1)]) for c in columns]
+        # Rows that nobody brought repeat one that somebody did: text decoding ends with the last.
+        real = np.arange(self.batch_size) % share < np.repeat(counts, share)
+        row = np.where(real, np.arange(self.batch_size), np.flatnonzero(real)[-1])
+        rows = batch_sharding(self._mesh)
+        everything = [
+            jax.make_array_from_callback(c.shape, rows, c.__getitem__)
+            for c in (c[row] for c in join_rows(padded))
+        ]
+        inputs, state = everything[:5], State(*everything[5:]) if everything[5:] else None
+        ids = self._decoder(names[number])(self.params, *inputs, state=state)
+        first = share * jax.process_index()
+        return np.asarray(ids)[first : first + count]
+
+    def _nothing(self) -> list[np.ndarray]:
+        """The columns of `_call` without rows."""
+        model, builder = self.config, self.builder
+        length = builder.max_tokens - builder.max_answer_tokens
+        side = model.image_size
+        columns = [
+            np.zeros((0, model.num_views, side, side, 3), np.uint8),
+            np.zeros((0, length), np.int32),
+            np.zeros((0, length), bool),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.int32),
+        ]
+        if model.state_size:
+            columns += [np.zeros((0, model.state_size), np.float32), np.zeros(0, bool)]
+        return columns
+
+
+def _mesh_of(params: Params) -> Mesh:
+    """That the parameters lie on; of one device if they lie on one, or nowhere yet."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        return sharding.mesh
+    devices = jax.local_devices()[:1] if sharding is None else list(sharding.device_set)
+    return make_mesh(MeshConfig(), devices)
+
+
+def _unstacked(params: Params, config: ModelConfig) -> Params:
+    """See `unstack_layers`; each layer lies where the stack does."""
+    if not config.unroll_layers:
+        return params
+    return jax.jit(functools.partial(unstack_layers, config=config))(params)

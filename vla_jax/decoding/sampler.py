@@ -14,12 +14,14 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from vla_jax.actions.tokenizer import Automaton
 from vla_jax.models.decoder import Caches
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.stack import unstack_layers
 from vla_jax.models.vla import State, Vla, run_model
+from vla_jax.sharding.mesh import replicated
 from vla_jax.types import Params
 
 DecodeFn = Callable[..., jax.Array]
@@ -162,6 +164,7 @@ def make_decoder(
     top_k: int = 0,
     num_words: int | None = None,
     plan_end: Sequence[int] = (),
+    mesh: Mesh | None = None,
 ) -> DecodeFn:
     """A compiled decoder for prompts of one kind, or of both in one batch.
 
@@ -177,6 +180,8 @@ def make_decoder(
         stand for nothing and do not come out as text. None: all rows are words.
       plan_end: the ids that end a plan. A plan that comes to its limit or to EOS before is ended
         with them, so the action always follows.
+      mesh: that parameters lie on and rows are split over; ids then come out whole everywhere.
+        None: all is on one device.
 
     Raises:
       ValueError: no automaton for actions, no room for answers, a state without a legal token, or a
@@ -193,11 +198,17 @@ def make_decoder(
         tuple(int(i) for i in plan_end),
     )
 
-    @jax.jit
     def decode(params: Params, *inputs: jax.Array, state: State | None = None) -> jax.Array:
         return _decode(unstack_layers(params, config), pick, pad_id, *inputs, state=state)
 
-    return decode
+    if mesh is None:
+        return jax.jit(decode)
+
+    def on_mesh(params: Params, *inputs: jax.Array, state: State | None = None) -> jax.Array:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return decode(params, *inputs, state=state)
+
+    return jax.jit(on_mesh, out_shardings=replicated(mesh))
 
 
 def _decode(

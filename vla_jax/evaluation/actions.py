@@ -31,6 +31,7 @@ class ActionBatch:
       actions: float32 [n, C, A], physical units: what was done.
       valid: bool [n, C, A], False for padded dimensions and steps.
       states: float32 [n, S], for a policy that takes them.
+      numbers: int [n], of the steps in the pass; None: they come one after the other.
     """
 
     images: np.ndarray
@@ -38,6 +39,7 @@ class ActionBatch:
     actions: np.ndarray
     valid: np.ndarray
     states: np.ndarray | None = None
+    numbers: np.ndarray | None = None
 
 
 class ActionEvaluator:
@@ -65,23 +67,26 @@ class ActionEvaluator:
         """See `Evaluator`. Errors are absolute, in the dimension's unit."""
         policy = policy.for_robot(self._robot) if self._robot else policy
         tokenizer, spec = policy.action_tokenizer, policy.action_spec
-        said, truth, valid, same = [], [], [], []
+        found: list[tuple[int, np.ndarray]] = []  # number, and [4, C, A]
         examples: list[dict[str, Any]] = []
         for batch in self._batches():
             result = policy.act(batch.images, batch.instructions, states=batch.states)
             wanted = [tokenizer.encode(chunk) for chunk in batch.actions]
-            said.append(result.actions)
-            truth.append(batch.actions)
-            valid.append(batch.valid)
             # What the true tokens decode to: with bins, equal numbers are equal tokens.
-            same.append(result.actions == np.stack([tokenizer.decode(ids) for ids in wanted]))
+            same = result.actions == np.stack([tokenizer.decode(ids) for ids in wanted])
+            numbers = range(len(found), len(found) + len(wanted))
+            numbers = numbers if batch.numbers is None else batch.numbers.tolist()
+            columns = [result.actions, batch.actions, batch.valid, same]
+            found += zip(numbers, np.stack(columns, axis=1).astype(np.float32))
             if media is not None:
                 _offer(examples, batch, result.ids, wanted, tokenizer.text, media, self.name)
-        if not said:
+        # In the order of the pass, however it was divided.
+        found = sorted(policy.gather(found), key=lambda sample: sample[0])
+        if not found:
             raise ValueError(f"evaluator {self.name!r} was given no samples")
-        size = len(spec.dimensions)
-        columns = (np.concatenate(parts).reshape(-1, size) for parts in (said, truth, valid, same))
-        result = score(spec, *columns)
+        rows = np.stack([columns for _, columns in found], axis=1)  # [4, n, C, A]
+        said, truth, valid, same = rows.reshape(4, -1, len(spec.dimensions))
+        result = score(spec, said, truth, valid > 0, same > 0)
         return {**result, "examples": examples}
 
 

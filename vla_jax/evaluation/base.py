@@ -6,15 +6,21 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+import jax
 
 from vla_jax.corpus.pictures import ART_STYLES
+from vla_jax.decoding.processes import FailedElsewhereError
 from vla_jax.envs.metaworld.tasks import find_tasks
 
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
+
+T = TypeVar("T")
+Measured = Literal["loss", "actions", "vqa", "captions", "rollouts"]
 
 Result = dict[str, Any]
 """What JSON can hold. `result["scalars"]` is {name: float}; the rest is for the report."""
@@ -26,6 +32,7 @@ class EvaluationConfig:
 
     Attributes:
       vqa_examples: held-out questions, spread evenly over each image-text source.
+      caption_examples: held-out pictures with captions, likewise; needs the extra `captions`.
       action_steps: held-out robot steps, likewise.
       rollout_episodes: closed-loop episodes per concept pool.
       action_temperature: of sampling action tokens in the rollouts; 0 takes the likeliest. A greedy
@@ -57,9 +64,14 @@ class EvaluationConfig:
       batch_size: rows per model call; fewer are padded.
       seed: of layouts and tasks. Episode i of every pool and policy has seed + i. Training episodes
         must use other seeds.
+      in_training: what is measured every `train.evaluate_every` updates of a run: "loss" (and token
+        accuracy) of each source, "actions", "vqa", "captions", "rollouts" of the robot's pools.
+      in_training_examples: held-out samples of each source, then.
+      in_training_episodes: rollouts per concept pool, then.
     """
 
     vqa_examples: int = 1000
+    caption_examples: int = 0
     action_steps: int = 500
     rollout_episodes: int = 50
     action_temperature: float = 0.0
@@ -83,10 +95,14 @@ class EvaluationConfig:
     videos_per_outcome: int = 1
     batch_size: int = 16
     seed: int = 1_000_000_000
+    in_training: tuple[Measured, ...] = ("loss",)
+    in_training_examples: int = 256
+    in_training_episodes: int = 20
 
     def __post_init__(self):
         counts = ("vqa_examples", "action_steps", "rollout_episodes", "pointing_views")
-        for name in (*counts, "suite_rollouts", "videos_per_outcome", "pushes"):
+        more = ("videos_per_outcome", "caption_examples", "suite_rollouts", "pushes")
+        for name in (*counts, *more):
             if getattr(self, name) < 0:
                 raise ValueError(f"evaluation.{name} must be at least 0, got {getattr(self, name)}")
         if self.suite_styles > len(ART_STYLES):
@@ -104,7 +120,7 @@ class EvaluationConfig:
             )
         find_tasks(self.tasks)  # raises ValueError for one that there is not
         positive = ("rollout_envs", "rollout_workers", "batch_size", "execute_steps", "trials")
-        for name in (*positive, "suite_styles"):
+        for name in (*positive, "suite_styles", "in_training_examples", "in_training_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
 
@@ -131,8 +147,30 @@ class Evaluator(Protocol):
 
 def run(evaluator: Evaluator, policy: Policy) -> Iterator[tuple[str, float]]:
     """(name, value) of every scalar: what a training loop writes."""
-    for name, value in evaluator.measure(policy)["scalars"].items():
+    for name, value in measure_together(evaluator, policy)["scalars"].items():
         yield f"{evaluator.name}/{name}", value
+
+
+def measure_together(evaluator: Evaluator, policy: Policy, media: Path | None = None) -> Result:
+    """`evaluator.measure` by all processes: each calls this alike, and if it fails in one it fails
+    in all. See `Policy.gather`.
+
+    Raises what the evaluator does, or FailedElsewhereError.
+    """
+    try:
+        result = evaluator.measure(policy, media)
+    except FailedElsewhereError:
+        raise
+    except Exception as e:
+        policy.gather(error=e)
+        raise
+    policy.gather()
+    return result
+
+
+def divided(items: Sequence[T]) -> list[T]:
+    """This process's share: those of process p of P are the p-th, the (P + p)-th, ..."""
+    return list(items[jax.process_index() :: jax.process_count()])
 
 
 def finite(scalars: Mapping[str, float | None]) -> dict[str, float]:

@@ -1,10 +1,14 @@
-"""Held-out samples of the configured data sets, in the form that the evaluators take."""
+"""Held-out samples of the configured data sets, in the form that the evaluators take.
+
+Each process of a job gets its own share of them.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 
 from vla_jax.data.loader import EvaluationBatch, evaluation_batches
@@ -13,9 +17,16 @@ from vla_jax.data.sources.base import Source
 from vla_jax.data.sources.image_text import ImageTextSource
 from vla_jax.evaluation.actions import ActionBatch
 from vla_jax.evaluation.base import inside_template
+from vla_jax.evaluation.captions import CaptionBatch
 from vla_jax.evaluation.vqa import VqaBatch
-from vla_jax.text.prompts import PLAN_TEMPLATE, ROBOT_TEMPLATE, question_prompt, robot_prompt
-from vla_jax.types import chosen
+from vla_jax.text.prompts import (
+    PLAN_TEMPLATE,
+    ROBOT_TEMPLATE,
+    is_caption_prompt,
+    question_prompt,
+    robot_prompt,
+)
+from vla_jax.types import chosen, references
 
 
 def vqa_batches(
@@ -28,25 +39,78 @@ def vqa_batches(
 ) -> Callable[[], Iterator[VqaBatch]]:
     """Questions spread evenly over an image-text source.
 
+    Captions are among them only where the source has kinds of question, "task", and "language".
+
     Args:
       limit: most samples of one pass.
     """
+    labelled = source.labelled
 
     def start() -> Iterator[VqaBatch]:
-        for batch in evaluation_batches(
-            source, builder, batch_size=batch_size, image_size=image_size, limit=limit
-        ):
-            rows = _rows(batch)
-            texts = [source.texts(record) for record in batch["record"][rows].tolist()]
+        for batch, rows in _own_batches(source, builder, batch_size, image_size, limit):
+            records = batch["record"][rows].tolist()
+            examples = [source.read(record) for record in records]
+            prompts = [chosen(example)[0] for example in examples]
+            if not labelled:
+                asked = [n for n, text in enumerate(prompts) if not is_caption_prompt(text)]
+                rows, records = rows[asked], [records[n] for n in asked]
+                examples, prompts = [examples[n] for n in asked], [prompts[n] for n in asked]
+            if not records:
+                continue
+            labels = [source.labels(record) for record in records]
+            questions, whole = _questions(prompts)
             yield VqaBatch(
                 images=batch["images"][rows],
-                questions=[inside_template(question_prompt, t["prompt"]) for t in texts],
-                answers=[t["answer"] for t in texts],
-                tasks=[t["task"] for t in texts],
-                languages=[t["language"] for t in texts],
+                questions=questions,
+                answers=[references(example)[0] for example in examples],
+                tasks=[label["task"] for label in labels],
+                languages=[label["language"] for label in labels],
+                references=[references(example) for example in examples],
+                numbers=batch["sample"][rows],
+                whole=whole,
             )
 
     return start
+
+
+def _questions(prompts: list[str]) -> tuple[list[str], bool]:
+    """Without their template if all have it, else as they are; and whether they are whole."""
+    try:
+        return [inside_template(question_prompt, prompt) for prompt in prompts], False
+    except ValueError:
+        return prompts, True
+
+
+def caption_batches(
+    source: Source, builder: SequenceBuilder, *, batch_size: int, image_size: int, limit: int
+) -> Callable[[], Iterator[CaptionBatch]]:
+    """Those samples of an image-text source whose prompt asks for a caption.
+
+    Args:
+      limit: most samples that are looked at, spread evenly.
+    """
+
+    def start() -> Iterator[CaptionBatch]:
+        for batch, rows in _own_batches(source, builder, batch_size, image_size, limit):
+            examples = [source.read(record) for record in batch["record"][rows].tolist()]
+            prompts = [chosen(example)[0] for example in examples]
+            asked = [n for n, text in enumerate(prompts) if is_caption_prompt(text)]
+            if asked:
+                yield CaptionBatch(
+                    images=batch["images"][rows[asked]],
+                    prompts=[prompts[n] for n in asked],
+                    references=[references(examples[n]) for n in asked],
+                    numbers=batch["sample"][rows[asked]],
+                )
+
+    return start
+
+
+def has_captions(source: Source, limit: int) -> bool:
+    """Whether `caption_batches` has any."""
+    count = min(limit, len(source))
+    records = (n * len(source) // count for n in range(count))
+    return any(is_caption_prompt(chosen(source.read(record))[0]) for record in records)
 
 
 def action_batches(
@@ -66,10 +130,7 @@ def action_batches(
     """
 
     def start() -> Iterator[ActionBatch]:
-        for batch in evaluation_batches(
-            source, builder, batch_size=batch_size, image_size=image_size, limit=limit
-        ):
-            rows = _rows(batch)
+        for batch, rows in _own_batches(source, builder, batch_size, image_size, limit):
             examples = [source.read(record) for record in batch["record"][rows].tolist()]
             actions = np.stack([e.action for e in examples if e.action is not None])
             templates = [PLAN_TEMPLATE if e.plan else template for e in examples]
@@ -88,10 +149,26 @@ def action_batches(
                     ]
                 ),
                 states=None if builder.state is None else np.stack(states),
+                numbers=batch["sample"][rows],
             )
 
     return start
 
 
-def _rows(batch: EvaluationBatch) -> np.ndarray:
-    return np.flatnonzero(batch["row_valid"])
+def _own_batches(
+    source: Source, builder: SequenceBuilder, batch_size: int, image_size: int, limit: int
+) -> Iterator[tuple[EvaluationBatch, np.ndarray]]:
+    """This process's share of one pass: batches, and which of their rows are not filling."""
+    share = -(-batch_size // jax.process_count())
+    rows = jax.process_index() * share + np.arange(share)
+    for batch in evaluation_batches(
+        source,
+        builder,
+        batch_size=share * jax.process_count(),
+        image_size=image_size,
+        limit=limit,
+        rows=rows,
+    ):
+        valid = np.flatnonzero(batch["row_valid"])
+        if len(valid):
+            yield batch, valid

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from vla_jax.envs.metaworld.config import MetaworldConfig
 from vla_jax.envs.metaworld.tasks import TASKS, TIERS, find_tasks
 from vla_jax.envs.pool import EnvPool
-from vla_jax.evaluation.base import EvaluationConfig, Result
+from vla_jax.evaluation.base import EvaluationConfig, Result, divided
 from vla_jax.evaluation.media import Frame
 from vla_jax.evaluation.rollout import (
     Agent,
@@ -30,13 +30,12 @@ from vla_jax.evaluation.rollout import (
     Plan,
     Pool,
     Videos,
-    expert_agent,
-    policy_agent,
-    random_agent,
+    make_agents,
     run_episodes,
     summarize,
 )
 from vla_jax.evaluation.statistics import Share, mean_interval, share_of
+from vla_jax.types import Params
 
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
@@ -161,21 +160,10 @@ class MetaworldEvaluator:
 
     def measure(self, policy: Policy, media: Path | None = None) -> Result:
         """See `Evaluator`. Raises ValueError if the policy's ActionSpec is not the world's."""
-        config, spec = self._config, self._world.action_spec
-        if len(policy.robots) > 1:
-            policy = policy.for_robot(spec.name)
-        policy.action_spec.require_same(spec, here="the policy", there="Meta-World")
-        acts = policy_agent(
-            policy,
-            config.action_temperature,
-            config.execute_steps,
-            ensemble_decay=config.ensemble_decay,
-        )
-        agents: dict[str, Agent] = {"policy": acts}
-        if config.baselines:
-            agents |= {"random": random_agent(spec), "expert": expert_agent}
+        config = self._config
+        agents = make_agents(config, policy, self._world.action_spec)
         log = _Trials(media and media.parent / TRIALS_FILE, self._key(policy))
-        runs = [self._run(agent, act, log, media) for agent, act in agents.items()]
+        runs = [self._run(agent, act, policy, log, media) for agent, act in agents.items()]
         scalars = {
             f"{run['agent']}/{name}": share["share"]
             for run in runs
@@ -199,9 +187,13 @@ class MetaworldEvaluator:
             "scalars": scalars,
         }
 
-    def _run(self, agent: str, act: Agent, log: _Trials, media: Path | None) -> dict[str, Any]:
+    def _run(
+        self, agent: str, act: Agent, policy: Policy, log: _Trials, media: Path | None
+    ) -> dict[str, Any]:
         plans = self.plans()
         done, clips = log.done(agent, {plan.number for plan in plans})
+        # Process 0 alone keeps a file.
+        done = {o.number: o for o in policy.gather(list(done.values()))}
         missing = [plan for plan in plans if plan.number not in done]
         label = f"Meta-World, {agent}"
         if done:
@@ -217,12 +209,12 @@ class MetaworldEvaluator:
             if videos:
                 videos.offer(outcome, frames)
             log.add(agent, outcome, videos.saved[before:] if videos else [])
-            done[outcome.number] = outcome
 
         begun = time.monotonic()
         if missing:
             with self._start_pool() as pool:
-                run_episodes(pool, missing, act, label=label, finished=finished)
+                found = run_episodes(pool, divided(missing), act, label=label, finished=finished)
+            done |= {o.number: o for o in policy.gather(found)}
         summary = summarize([done[plan.number] for plan in plans])
         return {
             "agent": agent,
@@ -235,14 +227,24 @@ class MetaworldEvaluator:
     def _key(self, policy: Policy) -> Result:
         """What trials depend on."""
         settings = dataclasses.asdict(self._config)
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(policy.params):
-            digest.update(np.ascontiguousarray(leaf).tobytes())
+        sums = [int(x) for x in jax.tree.leaves(_bit_sums(policy.params))]
         return {
-            "policy": digest.hexdigest()[:16],
+            "policy": hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16],
             "image_size": self._world.image_size,
             **{name: value for name, value in settings.items() if name not in _HARMLESS},
         }
+
+
+@jax.jit
+def _bit_sums(params: Params) -> Params:
+    """A number that depends on every bit of each leaf, wherever its parts lie; uint32."""
+
+    def of(leaf: jax.Array) -> jax.Array:
+        unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).reshape(-1)
+        return (bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32)
+
+    return jax.tree.map(of, params)
 
 
 class _Trials:

@@ -15,7 +15,7 @@ import numpy as np
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.envs.pool import Transition
-from vla_jax.evaluation.base import Result
+from vla_jax.evaluation.base import EvaluationConfig, Result
 from vla_jax.evaluation.media import Frame, save_rollout
 from vla_jax.evaluation.speed import Speed
 from vla_jax.evaluation.statistics import share_of
@@ -201,6 +201,33 @@ def random_agent(spec: ActionSpec) -> Agent:
 def expert_agent(views: Sequence[View]) -> Moves:
     """The scripted expert, which acts inside the worker because it sees the simulator's state."""
     return Moves([None] * len(views), [""] * len(views))
+
+
+def make_agents(
+    config: EvaluationConfig, policy: Policy, spec: ActionSpec, speed: Speed | None = None
+) -> dict[str, Agent]:
+    """Name -> who acts in the config's world: "policy", with baselines also "random" and "expert".
+
+    Args:
+      spec: the world's.
+      speed: counts and times what the policy does.
+
+    Raises ValueError if the policy's ActionSpec is not the world's.
+    """
+    if len(policy.robots) > 1:
+        policy = policy.for_robot(spec.name)
+    policy.action_spec.require_same(spec, here="the policy", there=f"world {config.world!r}")
+    acts = policy_agent(
+        policy,
+        config.action_temperature,
+        config.execute_steps,
+        ensemble_decay=config.ensemble_decay,
+        speed=speed,
+    )
+    agents: dict[str, Agent] = {"policy": acts}
+    if config.baselines:
+        agents |= {"random": random_agent(spec), "expert": expert_agent}
+    return agents
 
 
 def make_plans(

@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Any
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.envs.pool import EnvPool
 from vla_jax.envs.tabletop.config import CONFIGS, TabletopConfig
-from vla_jax.evaluation.base import EvaluationConfig, Result, finite
+from vla_jax.evaluation.base import EvaluationConfig, Result, divided, finite
 from vla_jax.evaluation.pointing import measure_pointing, render_views
 from vla_jax.evaluation.rollout import (
-    Agent,
     Pool,
     Videos,
-    expert_agent,
+    make_agents,
     make_plans,
-    policy_agent,
-    random_agent,
     run_episodes,
     summarize,
 )
@@ -41,37 +38,10 @@ def make_pool(config: EvaluationConfig, episodes: int) -> EnvPool:
     )
 
 
-def make_agents(
-    config: EvaluationConfig, policy: Policy, speed: Speed | None = None
-) -> dict[str, Agent]:
-    """Name -> who acts in the config's world: "policy", with baselines also "random" and "expert".
-
-    Args:
-      speed: counts and times what the policy does.
-
-    Raises ValueError if the policy's ActionSpec is not the world's.
-    """
-    spec = CONFIGS[config.world].action_spec
-    if len(policy.robots) > 1:
-        policy = policy.for_robot(spec.name)
-    policy.action_spec.require_same(
-        spec, here="the policy", there=f"table-top world {config.world!r}"
-    )
-    acts = policy_agent(
-        policy,
-        config.action_temperature,
-        config.execute_steps,
-        ensemble_decay=config.ensemble_decay,
-        speed=speed,
-    )
-    agents: dict[str, Agent] = {"policy": acts}
-    if config.baselines:
-        agents |= {"random": random_agent(spec), "expert": expert_agent}
-    return agents
-
-
 class RolloutEvaluator:
     """Closed-loop success per concept pool and task family, a random policy and the expert beside.
+
+    On several processes each runs its share of the episodes, in simulators of its own.
 
     Args:
       config: how many episodes, which pools, seeds.
@@ -91,7 +61,7 @@ class RolloutEvaluator:
     def measure(self, policy: Policy, media: Path | None = None) -> Result:
         """See `Evaluator`. Raises ValueError if the policy's ActionSpec is not the world's."""
         config, speed = self._config, Speed()
-        agents = make_agents(config, policy, speed)
+        agents = make_agents(config, policy, self.world.action_spec, speed)
         bank = PictureBank()
         runs: list[dict[str, Any]] = []
         with self._start_pool() as pool:
@@ -111,11 +81,12 @@ class RolloutEvaluator:
                     begun = time.monotonic()
                     outcomes = run_episodes(
                         pool,
-                        plans,
+                        divided(plans),
                         act,
                         label=f"rollouts, {concepts} concepts, {agent}",
                         finished=videos.offer if videos else None,
                     )
+                    outcomes = sorted(policy.gather(outcomes), key=lambda o: o.number)
                     runs.append(
                         {
                             "pool": concepts,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vla_jax.corpus import coordinates
+from vla_jax.evaluation.answers import commonest, normalize, vqa_accuracy
 from vla_jax.evaluation.base import Result, finite
 from vla_jax.evaluation.media import Marked, save_png
 from vla_jax.evaluation.statistics import Sums
@@ -33,8 +33,6 @@ EXAMPLES_PER_TASK = 1  # right ones, and as many wrong ones
 CONFUSIONS_PER_TASK = 8
 MATRIX_LABELS = 10
 
-_ARTICLE = re.compile(r"\b(a|an|the)\b")
-_NOT_DECIMAL = re.compile(r"(?<!\d)\.|\.(?!\d)")  # a point that is not inside a number
 _PIECES = re.compile(r"(?:<\d{3}>)+")
 
 
@@ -44,8 +42,11 @@ class VqaBatch:
 
     Attributes:
       images: uint8 [n, h, w, 3] or [n, views, h, w, 3].
-      questions: without the prompt template.
+      questions: without the prompt template, or whole prompts if `whole`.
       answers, tasks, languages: of each.
+      references: all that people answered to each; None: the answers alone.
+      numbers: int [n], of the samples in the pass; None: they come one after the other.
+      whole: the questions are prompts of another template.
     """
 
     images: np.ndarray
@@ -53,21 +54,21 @@ class VqaBatch:
     answers: list[str]
     tasks: list[str]
     languages: list[str]
+    references: list[tuple[str, ...]] | None = None
+    numbers: np.ndarray | None = None
+    whole: bool = False
 
 
-def normalize(answer: str) -> str:
-    """For comparing answers: case, punctuation, articles and white space do not count.
+class _Answered(NamedTuple):
+    """A sample that is answered; sorts by its number."""
 
-    An answer that is nothing else ("the", "?!") stays as it is, apart from case and white space.
-    """
-    text = " ".join(unicodedata.normalize("NFKC", answer).casefold().split())
-    kept = (c for c in _NOT_DECIMAL.sub("", text) if c == "." or not _is_punctuation(c))
-    bare = " ".join(_ARTICLE.sub(" ", "".join(kept)).split())
-    return bare or text
-
-
-def _is_punctuation(character: str) -> bool:
-    return unicodedata.category(character).startswith("P")
+    number: int
+    task: str
+    language: str
+    truth: str
+    references: tuple[str, ...]
+    said: str
+    side: int
 
 
 def integer_pieces(text: str) -> np.ndarray | None:
@@ -101,6 +102,7 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> float:
 class VqaEvaluator:
     """Exact match, naming, pointing and boxes over held-out samples.
 
+    Words are compared as VQA does, see `answers`; "exact_match" is with what most people answered.
     A sample's kind follows from its true answer: two or three integer pieces are a point (in
     `OFFSET_UNITS`: a distance), four a box, all else text.
 
@@ -115,19 +117,34 @@ class VqaEvaluator:
 
     def measure(self, policy: Policy, media: Path | None = None) -> Result:
         """See `Evaluator`. Distances are in pixels of the image that the model sees."""
-        scorer = _Scorer()
         examples = _Examples(self.name, media)
+        answered: list[_Answered] = []
         for batch in self._batches():
-            said = policy.answer(batch.images, batch.questions)
+            ask = policy.complete if batch.whole else policy.answer
+            said = ask(batch.images, batch.questions)
             side = batch.images.shape[-2]
-            for row, answer in enumerate(said):
-                right = scorer.add(
-                    batch.tasks[row], batch.languages[row], batch.answers[row], answer, side
-                )
-                examples.offer(batch, row, answer, right)
+            mine = _answered(batch, said, side, len(answered))
+            for row, sample in enumerate(mine):
+                examples.offer(batch, row, sample.said, _Scorer().add(sample))
+            answered += mine
+        # In the order of the pass, however it was divided.
+        scorer = _Scorer()
+        for sample in sorted(policy.gather(answered)):
+            scorer.add(sample)
         if not scorer.samples:
             raise ValueError(f"evaluator {self.name!r} was given no samples")
         return {**scorer.result(), "examples": examples.kept}
+
+
+def _answered(batch: VqaBatch, said: list[str], side: int, first: int) -> list[_Answered]:
+    numbers = range(first, first + len(said)) if batch.numbers is None else batch.numbers.tolist()
+    references = batch.references or [(answer,) for answer in batch.answers]
+    return [
+        _Answered(number, task, language, truth, people, answer, side)
+        for number, task, language, truth, people, answer in zip(
+            numbers, batch.tasks, batch.languages, batch.answers, references, said, strict=True
+        )
+    ]
 
 
 class _Scorer:
@@ -142,35 +159,37 @@ class _Scorer:
             collections.Counter
         )
 
-    def add(self, task: str, language: str, truth: str, said: str, side: int) -> bool:
+    def add(self, sample: _Answered) -> bool:
         """Scores one answer; returns whether it counts as right."""
         self.samples += 1
-        self._side = side
-        places = integer_pieces(truth)
+        self._side = sample.side
+        places = integer_pieces(sample.truth)
         if places is None:
-            return self._add_text(task, language, truth, said)
-        guess = integer_pieces(said)
+            return self._add_text(sample)
+        guess = integer_pieces(sample.said)
         if guess is not None and len(guess) != len(places):
             guess = None
         if len(places) == 4:
-            return self._add_box(task, places, guess)
-        return self._add_point(task, places, guess, side)
+            return self._add_box(sample.task, places, guess)
+        return self._add_point(sample.task, places, guess, sample.side)
 
-    def _add_text(self, task: str, language: str, truth: str, said: str) -> bool:
-        wanted, given = normalize(truth), normalize(said)
-        right = wanted == given
+    def _add_text(self, sample: _Answered) -> bool:
+        task, truth, said = sample.task, commonest(sample.references), sample.said
+        right = normalize(truth) == normalize(said)
         kind = "naming" if task in NAMING_TASKS else "question"
         self._kinds[task] = kind
         self._sums.add(f"{kind}/{task}", right)
         self._sums.add(f"all/{kind}", right)
         self._sums.add("all/right", right)
+        if kind == "question":
+            self._sums.add("all/vqa_accuracy", vqa_accuracy(said, sample.references))
         self._confusion[task][_shown(task, truth), _shown(task, said)] += 1
         if kind == "naming":
             matched, names = names_matched(truth, said)
             self._sums.add("names/all", np.arange(names) < matched)
             self._sums.add(f"names/{task}", np.arange(names) < matched)
-            self._sums.add(f"language/{language}", np.arange(names) < matched)
-            self._languages.add(language)
+            self._sums.add(f"language/{sample.language}", np.arange(names) < matched)
+            self._languages.add(sample.language)
         return right
 
     def _add_point(self, task: str, truth: np.ndarray, guess: np.ndarray | None, side: int) -> bool:
@@ -223,6 +242,7 @@ class _Scorer:
             ("box", "box_iou_half"),
         ):
             scalars[label] = sums.mean(f"all/{kind}")
+        scalars["vqa_accuracy"] = sums.mean("all/vqa_accuracy")
         scalars["names"] = sums.mean("names/all")
         for row in tasks:
             scalars[f"{row['kind']}/{row['task']}"] = row["share"]

@@ -15,7 +15,6 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vla_jax.models.presets import ModelConfig
 from vla_jax.types import Params
@@ -58,14 +57,15 @@ def merge_lora(params: Params, config: ModelConfig) -> Params:
     layers = params["llm"]["layers"]
     attention, mlp = dict(layers["attn"]), dict(layers["mlp"])
 
-    def product(block: Params, name: str) -> np.ndarray:
+    def product(block: Params, name: str) -> jax.Array:
         """float32 [L, inputs, outputs]."""
         adapter = block.pop(f"{name}_lora")
         scale = config.lora_alpha / config.lora_rank
-        return scale * np.einsum("Lir,Lro->Lio", adapter["a"], adapter["b"])
+        a, b = (adapter[key].astype(jnp.float32) for key in ("a", "b"))
+        return scale * jnp.einsum("Lir,Lro->Lio", a, b, precision="highest")
 
-    def added(weight: jax.Array, delta: np.ndarray) -> jax.Array:
-        return jnp.asarray(np.asarray(weight, np.float32) + delta)
+    def added(weight: jax.Array, delta: jax.Array) -> jax.Array:
+        return weight.astype(jnp.float32) + delta
 
     d = config.decoder
     heads = (d.depth, d.width, -1, d.head_dim)
@@ -73,9 +73,9 @@ def merge_lora(params: Params, config: ModelConfig) -> Params:
     kv = [product(attention, n).reshape(heads).swapaxes(1, 2) for n in ("k", "v")]
     out = product(attention, "out").reshape(d.depth, d.num_heads, d.head_dim, d.width)
     attention["q_einsum"] = {"w": added(attention["q_einsum"]["w"], q)}
-    attention["kv_einsum"] = {"w": added(attention["kv_einsum"]["w"], np.stack(kv, axis=1))}
+    attention["kv_einsum"] = {"w": added(attention["kv_einsum"]["w"], jnp.stack(kv, axis=1))}
     attention["attn_vec_einsum"] = {"w": added(attention["attn_vec_einsum"]["w"], out)}
-    gating = np.stack([product(mlp, n) for n in ("gate", "up")], axis=1)
+    gating = jnp.stack([product(mlp, n) for n in ("gate", "up")], axis=1)
     mlp["gating_einsum"] = added(mlp["gating_einsum"], gating)
     mlp["linear"] = added(mlp["linear"], product(mlp, "down"))
     layers = {**layers, "attn": attention, "mlp": mlp}

@@ -38,6 +38,17 @@ def question_prompt(question: str) -> str:
     return fill_template(QUESTION_TEMPLATE, {"question": question})
 
 
+_CAPTION = re.compile(
+    re.escape(CAPTION_TEMPLATE).replace(re.escape("{language}"), r"[^{}]+"), re.IGNORECASE
+)
+
+
+def is_caption_prompt(prompt: str) -> bool:
+    """Whether it asks for a caption, as `CAPTION_TEMPLATE` does or PaliGemma's `caption en`."""
+    text = prompt.strip()
+    return bool(_CAPTION.fullmatch(text)) or text.lower().startswith(("caption ", "cap "))
+
+
 def robot_prompt(instruction: str, template: str = ROBOT_TEMPLATE) -> str:
     """The prompt of a robot that acts at once.
 

@@ -29,10 +29,13 @@ class TrainConfig:
       label_smoothing, z_loss: see `losses.answer_loss`; 0 for none.
       augment: how images of robot samples are changed.
       log_every, checkpoint_every: steps between.
+      evaluate_every: steps between evaluations, see `evaluation.in_training`; there is one after
+        the last step, too. 0: none.
       keep_checkpoints: newest ones kept.
       keep_every: checkpoints at multiples of so many steps are kept for ever; 0 for none.
-      keep_best: name of a scalar in the log, such as "robot/token_accuracy"; the checkpoint with
-        its best value, over the last log line before the checkpoint, is kept too. Empty for none.
+      keep_best: name of a scalar in the log, such as "robot/token_accuracy" or "val/robot/loss";
+        the checkpoint with its best value, the last one logged before it, is kept too. Empty for
+        none.
       keep_best_is: what the best value is.
       on_nan: what becomes of a batch whose loss or gradient is not finite, see
         `bad_batches.BadBatches`; its update is never applied.
@@ -58,6 +61,7 @@ class TrainConfig:
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     log_every: int = 20
     checkpoint_every: int = 500
+    evaluate_every: int = 0
     keep_checkpoints: int = 2
     keep_every: int = 0
     keep_best: str = ""
@@ -72,13 +76,24 @@ class TrainConfig:
     def __post_init__(self):
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
         self._require("at least 1", lambda x: x >= 1, *counts, "micro_batches")
-        zero_or_more = ("keep_every", "max_bad_batches", "stop_within_s", "integer_smoothing")
+        zero_or_more = (
+            "keep_every",
+            "evaluate_every",
+            "max_bad_batches",
+            "stop_within_s",
+            "integer_smoothing",
+        )
         self._require("at least 0", lambda x: x >= 0, *zero_or_more, "z_loss")
         self._require("in [0, 1)", lambda x: 0 <= x < 1, "label_smoothing", "ema_decay")
         if self.keep_every % self.checkpoint_every:
             raise ValueError(
                 f"train.keep_every {self.keep_every} must be a multiple of train.checkpoint_every "
                 f"{self.checkpoint_every}: others are not saved"
+            )
+        if self.keep_best.startswith("val/") and not self.evaluate_every:
+            raise ValueError(
+                f"train.keep_best {self.keep_best!r} comes from evaluations, and there are "
+                "none: set train.evaluate_every"
             )
         if self.batch_size % self.micro_batches:
             raise ValueError(

@@ -1,8 +1,9 @@
 """The one training loop, for every stage.
 
 Order within a step, which resume relies on: take the batch of step s, update, look whether the
-updates so far were finite, log if due, save if due. A checkpoint at step s therefore means "samples
-[0, s * samples_per_step) are used", and is never one of a state that is NaN.
+updates so far were finite, log if due, evaluate if due, save if due. A checkpoint at step s
+therefore means "samples [0, s * samples_per_step) are used, and what was due up to s is measured",
+and is never one of a state that is NaN.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def fit(
     go_back: Callable[[int], tuple[TrainState, Iterator[Batch]]] | None = None,
     told_to_stop: Callable[[], bool] = lambda: False,
     measure: Callable[[TrainState, dict[str, jax.Array]], Mapping[str, jax.Array]] | None = None,
+    evaluate: Callable[[int, TrainState], Mapping[str, float]] | None = None,
 ) -> TrainState:
     """Trains from the state's step to `config.steps` and saves at the end.
 
@@ -86,6 +88,8 @@ def fit(
       told_to_stop: whether this process shall. As soon as all know of it, they save and raise.
       measure: called with (state, batch) before the updates that are logged; returns scalars for
         the log.
+      evaluate: called with (step, state) every `evaluate_every` steps and after the last one, but
+        not where the run is told to stop; returns scalars for the log. It must not keep the state.
 
     Raises:
       Preempted: it was told to stop, and has saved.
@@ -106,6 +110,8 @@ def fit(
         monitor.transferred()
         first, last = step == start + 1, step == config.steps
         log, save_now = last or step % config.log_every == 0, step % config.checkpoint_every == 0
+        every = config.evaluate_every
+        evaluate_now = evaluate is not None and every > 0 and (last or step % every == 0)
         measured = measure(state, arrays) if measure is not None and log else {}
         state, metrics = train_step(state, arrays)
         monitor.dispatched(step, metrics, arrays)
@@ -113,7 +119,8 @@ def fit(
         costs |= check_saves()
 
         # Nothing is logged or saved before it is known to be good.
-        done = in_flight.results(0 if first or log or save_now else _IN_FLIGHT)
+        wait_for_all = first or log or save_now or evaluate_now
+        done = in_flight.results(0 if wait_for_all else _IN_FLIGHT)
         if any(bool(d.metrics["stop"]) for d in done):
             stopping = True
             done += in_flight.results()
@@ -139,6 +146,10 @@ def fit(
             more = costs | {k: float(v) for k, v in measured.items()}
             newest |= monitor.log(more | {"bad_batches": float(len(bad_batches.steps))})
             applied, costs = 0, {}
+        if evaluate_now and evaluate is not None and not stopping:
+            with monitor.evaluating():
+                scalars = evaluate(step, state)
+            newest |= monitor.log_evaluation(scalars)
         if (save_now or stopping) and not last:
             with monitor.saving():
                 save(step, state, newest)

@@ -20,7 +20,7 @@ from vla_jax.training.goodput import PRODUCTIVE, START_UP, TimeBook
 from vla_jax.training.input_alarm import InputAlarm
 from vla_jax.training.metrics import Event, MetricWriter, read_events, read_metrics
 from vla_jax.training.profiler import Profiler
-from vla_jax.training.progress import progress_line, start_up_line
+from vla_jax.training.progress import evaluation_line, progress_line, start_up_line
 from vla_jax.training.run_page import RunPage, RunState
 from vla_jax.training.step import Metrics
 from vla_jax.training.window import Window
@@ -194,6 +194,23 @@ class Monitor:
         yield
         seconds = self.lap("saving")
         self.tell("checkpoint", f"{seconds:.2f} s of the loop's time", printed=False)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Around what the loop does to evaluate."""
+        self.lap(START_UP + "compile" if self._first else PRODUCTIVE)
+        yield
+        self._window.pause(self.lap("evaluation"))
+
+    def log_evaluation(self, scalars: Mapping[str, float]) -> dict[str, float]:
+        """A line and a record, under "val/...", which it returns."""
+        found = {f"val/{name}": float(value) for name, value in scalars.items()}
+        if found:
+            self._write(found)
+            self._print_line(evaluation_line(self._step, scalars))
+        self._book.record(self._step)
+        self._window.pause(self.lap("evaluation"))
+        return found
 
     def log(self, more: Mapping[str, float] | None = None) -> dict[str, float]:
         """Ends the window: a line, a record, perhaps the page. Every process calls it alike.

@@ -8,6 +8,8 @@ from vla_jax.data.mixture import Mixture
 from vla_jax.training.window import realised_share
 
 COLUMNS = 160
+# Ends of names of what an evaluation finds.
+_HEADLINES = ("/loss", "/success", "/vqa_accuracy", "/cider_d", "/token_accuracy", "/exact_match")
 
 
 def progress_line(
@@ -38,6 +40,26 @@ def progress_line(
         fit = [n for n in range(len(parts)) if sum(len(p) + 2 for p in parts[:n]) <= room]
         shown = [*parts[: fit[-1]], f"+{len(parts) - fit[-1]} more"]
     return "  ".join([head, *shown]) + tail
+
+
+def evaluation_line(step: int, scalars: Mapping[str, float]) -> str:
+    """One line of at most `COLUMNS` letters: `val 200  robot/loss 1.234  web/loss 0.871 ...`.
+
+    What says most comes first; what does not fit is counted.
+    """
+
+    def rank(name: str) -> int:
+        ends = [n for n, end in enumerate(_HEADLINES) if name.endswith(end)]
+        return ends[0] if ends else len(_HEADLINES)
+
+    names, line = sorted(scalars, key=rank), f"val {step}"
+    for number, name in enumerate(names):
+        part, rest = f"  {name} {scalars[name]:.4g}", len(names) - number
+        more = f"  +{rest} more"
+        if len(line) + len(part) + (len(more) if rest > 1 else 0) > COLUMNS:
+            return line + more
+        line += part
+    return line
 
 
 def start_up_line(seconds: Mapping[str, float]) -> str:

@@ -26,6 +26,7 @@ _REFRESH_S, _SILENT_S = 30, 30 * 60
 _EVENTS = 200
 _NAVIGATION = (
     ("learning", "Learning"),
+    ("validation", "Validation"),
     ("mixture", "Mixture"),
     ("optimizer", "Optimizer"),
     ("speed", "Speed"),
@@ -96,6 +97,7 @@ class RunPage:
         body = [
             self._header(state, step, steps, eta_s, seconds, now),
             self._learning(),
+            self._validation(),
             self._shares(),
             self._optimizer(),
             self._speed(),
@@ -175,6 +177,37 @@ class RunPage:
             self._plot("loss, as minimised", [("", "loss")], from_zero=True),
             self._plot("loss, nats a token", self._by_source("loss"), from_zero=True),
             self._plot("tokens right", self._by_source("token_accuracy"), y_range=(0.0, 1.0)),
+        )
+
+    def _validation(self) -> Markup:
+        """What evaluations while it trains found; see `vla_jax.in_training`."""
+
+        def ends(*parts: str) -> list[tuple[str, str]]:
+            """(label, key) of the curves whose name ends so; the label is what comes before."""
+            found = []
+            for end in parts:
+                keys = [k for k in self._curves if k.startswith("val/") and k.endswith(end)]
+                found += [(k.removeprefix("val/").removesuffix(end), k) for k in keys]
+            return found
+
+        def errors(unit: str, kind: str, scale: float) -> str:
+            keys = [k for k in self._curves if k.startswith("val/") and f"/error/{kind}_" in k]
+            curves = [(k.removeprefix("val/actions_").replace("/error", ""), k) for k in keys]
+            return self._plot(f"action error, {unit}", curves, from_zero=True, scale=scale)
+
+        share = (0.0, 1.0)
+        return _plots(
+            "validation",
+            "Validation",
+            self._plot("loss, nats a token", ends("/loss"), from_zero=True),
+            self._plot("tokens right", ends("/token_accuracy"), y_range=share),
+            errors("mm", "position", 1000.0),
+            errors("rad", "rotation", 1.0),
+            self._plot("gripper right", ends("/accuracy/gripper_closedness"), y_range=share),
+            self._plot("answers right", ends("/vqa_accuracy", "/exact_match"), y_range=share),
+            self._plot("CIDEr-D", ends("/cider_d"), from_zero=True),
+            self._plot("episodes won", ends("/policy/success"), y_range=share),
+            note="On held-out data; loss and tokens with the true tokens before each.",
         )
 
     def _shares(self) -> Markup:

@@ -47,7 +47,7 @@ class Window:
 
     def _clear(self) -> None:
         self._metrics: list[Metrics] = []
-        self.waited_s = self.transfer_s = 0.0
+        self.waited_s = self.transfer_s = self._paused_s = 0.0
 
     def forget(self) -> None:
         """Begins a new window; this one, say with a compilation in it, tells nothing of speed."""
@@ -56,13 +56,18 @@ class Window:
 
     def reset(self) -> None:
         """Begins a new window."""
-        self._recent.append((len(self._metrics), self.elapsed_s))
+        self._recent.append((len(self._metrics), self.elapsed_s + self._paused_s))
         self.forget()
+
+    def pause(self, seconds: float) -> None:
+        """The last `seconds` went into something else than updates: they count in no rate, but in
+        the time still to go."""
+        self._paused_s += seconds
 
     @property
     def elapsed_s(self) -> float:
-        """Since the window began."""
-        return self._clock() - self._start
+        """Since the window began, without pauses."""
+        return self._clock() - self._start - self._paused_s
 
     def add(self, metrics: Metrics) -> None:
         """An update's metrics, in order."""
@@ -71,7 +76,7 @@ class Window:
     def eta_s(self, steps_left: int) -> float | None:
         """Seconds still to go at the pace of the last windows, this one included, with all that
         came between updates; None before there is one."""
-        spans = [*self._recent, (len(self._metrics), self.elapsed_s)][-_RECENT:]
+        spans = [*self._recent, (len(self._metrics), self.elapsed_s + self._paused_s)][-_RECENT:]
         steps = sum(n for n, _ in spans)
         return steps_left * sum(seconds for _, seconds in spans) / steps if steps else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from vla_jax.data.sources.records import RecordFiles, find_feature, require_image, require_text
 from vla_jax.data.sources.texts import TextLayout
@@ -79,6 +80,18 @@ class ImageTextSource:
         where = f"data set {self.name!r} ({self._records.path})"
         for key in LABELS:
             find_feature(self._records.info.features, key, where=where)
-        (prompt, answer), features = chosen(self.read(index)), self._records.parse(index)
-        labels = {key: features[key].bytes_list.value[0].decode() for key in LABELS}
-        return {"prompt": prompt, "answer": answer or "", **labels}
+        prompt, answer = chosen(self.read(index))
+        return {"prompt": prompt, "answer": answer or "", **self.labels(index)}
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the data set has features task and language."""
+        features: Any = self._records.info.features
+        return all(key in features for key in LABELS)
+
+    def labels(self, index: int) -> dict[str, str]:
+        """Task and language of record `index`; of data without them, "question" and ""."""
+        if not self.labelled:
+            return {"task": "question", "language": ""}
+        features = self._records.parse(index)
+        return {key: features[key].bytes_list.value[0].decode() for key in LABELS}

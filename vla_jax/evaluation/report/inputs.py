@@ -116,7 +116,8 @@ def _stage(title: str, workdir: Path) -> Stage:
         title=title,
         workdir=workdir,
         config=_read(workdir / "config.json") or {},
-        metrics=_read_lines(workdir / "metrics.jsonl"),
+        # Those of training, not of the evaluations between.
+        metrics=[r for r in _read_lines(workdir / "metrics.jsonl") if "loss" in r],
         speed=_read(workdir / "speed.json"),
     )
 

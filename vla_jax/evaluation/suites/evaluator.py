@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_jax.envs.tabletop.config import CONFIGS, TabletopConfig
-from vla_jax.evaluation.base import EvaluationConfig, Result
+from vla_jax.evaluation.base import EvaluationConfig, Result, divided
 from vla_jax.evaluation.media import Frame
-from vla_jax.evaluation.rollout import Outcome, Videos, run_episodes
+from vla_jax.evaluation.rollout import Outcome, Videos, make_agents, run_episodes
 from vla_jax.evaluation.statistics import share_of
 from vla_jax.evaluation.suites.cells import Cell, cells_of, make_plans
-from vla_jax.evaluation.tabletop import MakePool, make_agents, make_pool
+from vla_jax.evaluation.tabletop import MakePool, make_pool
 
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
@@ -51,7 +51,7 @@ class SuiteEvaluator:
           "averages": see `averages_of`.
         """
         config = self._config
-        agents = make_agents(config, policy)
+        agents = make_agents(config, policy, self.world.action_spec)
         plans, cell_of = make_plans(
             self._cells, config.suite_rollouts, config.seed, self.world, config.suite_styles
         )
@@ -74,7 +74,8 @@ class SuiteEvaluator:
                 begun = time.monotonic()
                 label = f"suites, {len(self._cells)} cells, {agent}"
                 finished = keep if videos and agent == "policy" else None
-                done = run_episodes(pool, plans, act, label=label, finished=finished)
+                done = run_episodes(pool, divided(plans), act, label=label, finished=finished)
+                done = policy.gather(done)
                 seconds[agent] = time.monotonic() - begun
                 outcomes[agent] = _by_cell(done, cell_of)
         steps = {name: sum(o.steps for o in found) for name, found in outcomes["policy"].items()}
