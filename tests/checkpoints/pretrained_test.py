@@ -45,9 +45,10 @@ def _init(config: ModelConfig, seed: int = 0):
 
 
 def _load(path, config: ModelConfig):
+    paths = path if isinstance(path, list) else [path]
     init, whole = _init_fn(config), replicated(make_mesh(MeshConfig()))
     shardings = jax.tree.map(lambda _: whole, jax.eval_shape(init))
-    return load_pretrained(path, init, shardings)
+    return load_pretrained(paths, init, shardings)
 
 
 def _same(a, b) -> bool:
@@ -92,7 +93,7 @@ def test_every_device_gets_its_shards(config, tmp_path, monkeypatch):
     init = _init_fn(config)
     shardings = param_shardings(jax.eval_shape(init), make_mesh(MeshConfig(2, 4)))
     assert len(jax.devices()) == 8
-    again, _ = load_pretrained(tmp_path / "img.npz", init, shardings)
+    again, _ = load_pretrained([tmp_path / "img.npz"], init, shardings)
     split = 0
     for name, x in flatten(again).items():
         sharding = flatten(shardings)[name]
