@@ -87,8 +87,8 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
     for node in graph.node:
         if match := _LAYER.fullmatch(node.name):
             name = f"encoder.layer.{match[1]}.{match[2].replace('/', '.')}.weight"
-            matrices = [found[i] for i in node.input if i in found]
-            tensors |= {name: x for x in matrices}
+            for matrix in found.keys() & set(node.input):
+                tensors[name] = found[matrix]
     for name, x in found.items():
         if x.ndim == 3 and not name.endswith("cls_token"):
             tensors["class_position" if x.shape[1] == 1 else "positions"] = x

@@ -57,9 +57,9 @@ class GgufFile:
 def read_vocabulary(path: str | Path) -> bytes:
     """The vocabulary in a GGUF file as a SentencePiece model file, for `data.vocabulary`.
 
-    Ids and scores are those of the file, and the kinds of pieces those of Gemma's own model, for
-    which llama.cpp has fewer names: of what it calls control tokens PAD, EOS and BOS are, the others
-    (`<unused0>`, `<mask>`) are pieces that a text may spell.
+    Ids and scores are those of the file, and the kinds of pieces those of Gemma's own model: of
+    what llama.cpp calls control tokens PAD, EOS and BOS are, the others (`<unused0>`, `<mask>`) are
+    pieces that a text may spell.
 
     Raises:
       FileNotFoundError, ImportError: as `GgufFile`.
