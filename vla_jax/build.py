@@ -162,7 +162,8 @@ def load_initial_params(
     paths = [path] if Path(path).exists() else path.split(",")
     if len(paths) > 1 or is_pretrained(path):
         params, changes = load_pretrained(paths, init, shardings, action_rows=action_rows)
-        print(f"{path}: {change_table(changes)}", flush=True)
+        title = f"{path}: " if len(paths) == 1 else ""  # of several the table names each
+        print(title + change_table(changes), flush=True)
         return params
     if not (Path(path) / "checkpoints").is_dir():
         raise FileNotFoundError(
