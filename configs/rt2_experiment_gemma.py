@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
                 "learning_rate": 1e-3,
                 "warmup_steps": 100,
                 # The projection between the two starts fresh, and learns faster than they may.
-                "groups": ((r"img/head/.*", 1.0), (r".*", 0.1)),
+                "groups": ((r"img/head/.*", 1.0), (r".*", 0.03)),
             },
             "train": {
                 "steps": 3000,
