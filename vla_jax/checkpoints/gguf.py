@@ -77,8 +77,8 @@ def read_vocabulary(path: str | Path) -> bytes:
         )
     except KeyError as e:
         raise ValueError(f"{path} has no {e}: not a file with Gemma's vocabulary") from e
-    kind = protos.ModelProto.SentencePiece.Type
-    model = protos.ModelProto()
+    message: Any = protos.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
+    kind, model = message.SentencePiece.Type, message()
     for i, (piece, score, number) in enumerate(zip(pieces, scores, kinds, strict=True)):
         if number == kind.CONTROL:
             number = kind.USER_DEFINED
