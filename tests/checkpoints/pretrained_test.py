@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from vla_jax.build import load_initial_params
 from vla_jax.checkpoints.params_file import load_params, save_params
 from vla_jax.checkpoints.pretrained import change_table, is_pretrained, load_pretrained
 from vla_jax.models.presets import PRESETS, DecoderConfig, ModelConfig, VitConfig
@@ -45,9 +46,10 @@ def _init(config: ModelConfig, seed: int = 0):
 
 
 def _load(path, config: ModelConfig):
+    paths = path if isinstance(path, list) else [path]
     init, whole = _init_fn(config), replicated(make_mesh(MeshConfig()))
     shardings = jax.tree.map(lambda _: whole, jax.eval_shape(init))
-    return load_pretrained(path, init, shardings)
+    return load_pretrained(paths, init, shardings)
 
 
 def _same(a, b) -> bool:
@@ -92,7 +94,7 @@ def test_every_device_gets_its_shards(config, tmp_path, monkeypatch):
     init = _init_fn(config)
     shardings = param_shardings(jax.eval_shape(init), make_mesh(MeshConfig(2, 4)))
     assert len(jax.devices()) == 8
-    again, _ = load_pretrained(tmp_path / "img.npz", init, shardings)
+    again, _ = load_pretrained([tmp_path / "img.npz"], init, shardings)
     split = 0
     for name, x in flatten(again).items():
         sharding = flatten(shardings)[name]
@@ -139,6 +141,63 @@ def test_encoder_alone_with_single_layers(config, tmp_path):
     assert named == [k for k in fresh if k.startswith(("img/head/", "llm/"))]
     assert all(np.array_equal(flatten(again)[k], fresh[k]) for k in named)
     assert "  fresh    img/head/kernel  (24, 32)" in change_table(changes)
+
+
+def _parts(config: ModelConfig, folder):
+    """(encoder's file, decoder's file, parameters): the encoder's lacks the head, as SigLIP's."""
+    params = _init(config)
+    flat = {k: np.asarray(v) for k, v in flatten(params).items()}
+    img = {k: v for k, v in flat.items() if k.startswith("img/") and "head" not in k}
+    llm = {k: v for k, v in flat.items() if k.startswith("llm/")}
+    save_params(folder / "img.npz", unflatten(img))
+    save_params(folder / "llm.npz", unflatten(llm))
+    return folder / "img.npz", folder / "llm.npz", params
+
+
+def test_encoder_and_decoder_of_two_files(config, tmp_path, capsys):
+    img, llm, params = _parts(config, tmp_path)
+    whole = replicated(make_mesh(MeshConfig()))
+    shardings = jax.tree.map(lambda _: whole, jax.eval_shape(_init_fn(config)))
+    again = load_initial_params(f"{img},{llm}", config, 0, shardings)
+    fresh = flatten(_fresh(config))
+    for name, x in flatten(again).items():
+        want = fresh[name] if "head" in name else flatten(params)[name]
+        np.testing.assert_array_equal(x, want, err_msg=name)
+    count = {part: sum(k.startswith(part) for k in fresh) for part in ("img/", "llm/")}
+    assert capsys.readouterr().out.splitlines() == [
+        f"{img}: {count['img/'] - 2} loaded",
+        f"{llm}: {count['llm/']} loaded",
+        "in none of them: 2 fresh",
+        "  fresh    img/head/bias  (32,)",
+        "  fresh    img/head/kernel  (24, 32)",
+    ]
+
+
+def test_several_files_that_do_not_make_one_model(config, tmp_path):
+    img, llm, params = _parts(config, tmp_path)
+    save_params(tmp_path / "all.npz", params)
+    with pytest.raises(ValueError, match=r"llm\.npz has llm/.*, and so has .*all\.npz"):
+        _load([tmp_path / "all.npz", llm], config)
+    with pytest.raises(FileNotFoundError, match=r"none\.npz: check train\.init_from"):
+        _load([img, tmp_path / "none.npz"], config)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no \.safetensors file in .*run"):
+        _load([img, tmp_path / "run"], config)
+
+
+def test_a_class_token_is_loaded_left_out_or_missed(config, tmp_path, monkeypatch):
+    vit, decoder = PRESETS["small"]
+    monkeypatch.setitem(PRESETS, "token", (dataclasses.replace(vit, class_token=True), decoder))
+    with_token = dataclasses.replace(config, preset="token")
+    params = _init(with_token)
+    save_params(tmp_path / "a.npz", params)
+    again, changes = _load(tmp_path / "a.npz", with_token)
+    assert _same(again, params) and {c.status for c in changes} == {"loaded"}
+    again, changes = _load(tmp_path / "a.npz", config)
+    assert [c.name for c in changes if c.status == "left out"] == ["img/cls"]
+    save_params(tmp_path / "b.npz", again)
+    with pytest.raises(ValueError, match=r"missing: params/img/cls \(1, 1, 24\)"):
+        _load(tmp_path / "b.npz", with_token)
 
 
 def test_gguf_of_gemma_3(config, tmp_path):

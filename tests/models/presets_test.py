@@ -37,6 +37,8 @@ VIT_SIZES = {
     "G/14": (1843, 0.01),  # likewise
     "e/14": (3926 - 68, 0.02),  # arXiv 2209.06794: 3.9B, with a pooling head as big as a block
     "22B/14": (21_743, 0.005),  # arXiv 2302.05442, table 1
+    # Its published checkpoint has 22.06M: with 1,370 positions, a mask token and LayerScale.
+    "dinov2_S/14": (22.06 - (1370 - 256 + 12 * 2) * 384e-6, 0.001),
 }
 # (embedding, the rest).
 DECODER_SIZES = {
@@ -57,6 +59,8 @@ WHOLE_SIZES = {
     "paligemma2_10b": (9660, 0.005),
     "paligemma2_28b": (27_650, 0.005),
     "gemma3_270m_vla": (268 + 86, 0.01),
+    # The decoder's file holds 268,098,176; the encoder has 11 of 12 blocks; a projection 384 x 640.
+    "gemma3_270m_dino_s": (268.098 + 21.622 - 1.774 + 0.246, 0.001),
     "rt2_pali_3b": (5000, 0.1),  # arXiv 2310.09199 on the same parts: 5B
     "rt2_pali_x_5b": (5000, 0.1),  # arXiv 2307.15818
     "rt2_palm_e_12b": (12_500, 0.02),  # arXiv 2303.03378: 8B + 4B
@@ -111,6 +115,8 @@ CHANGES = {
         "parallel_blocks": True,
         "qk_norm": True,
         "biases": False,
+        "class_token": True,
+        "exact_gelu": True,
     },
     DecoderConfig: {
         "width": 32,

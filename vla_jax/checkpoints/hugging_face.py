@@ -352,7 +352,8 @@ def _write_shards(path: Path, tensors: dict[str, np.ndarray]) -> None:
 def paligemma_config(config: ModelConfig) -> dict:
     """config.json of the same model in transformers. Raises ValueError where it has none."""
     vit, decoder = config.vit, config.decoder
-    if vit.stem or vit.decoder_positions or vit.parallel_blocks or vit.qk_norm or not vit.biases:
+    plain = VitConfig(vit.width, vit.depth, vit.mlp_dim, vit.num_heads, vit.patch_size)
+    if vit != plain:
         raise ValueError(f"transformers' SigLIP has no encoder like that of {config.preset!r}")
     if decoder.parallel_blocks or decoder.activation != "gelu":
         raise ValueError(f"transformers' Gemma has no decoder like that of {config.preset!r}")

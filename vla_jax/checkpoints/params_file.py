@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import zipfile
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from vla_jax.tree import flatten, unflatten
 from vla_jax.types import Params
 
 _LAYER = re.compile(r"(.*/encoderblock)_(\d+)/(.*)")
-# What big_vision's encoders have and a VLA has not: SigLIP's pooling head, text tower and
+# What big_vision's encoders have and most VLAs have not: SigLIP's pooling head, text tower and
 # temperature; a classifier's token and head.
 _NO_PLACE = ("img/MAPHead_0/", "txt/", "t", "b", "img/cls", "img/pre_logits/")
 
@@ -73,9 +74,9 @@ def read_params(path: str | Path, like: Params) -> tuple[dict[str, Stored], list
     if alone:  # a ViT by itself; its head is a classifier
         stored = {f"img/{k}": v for k, v in stored.items()}
     stored = _stacked(stored)
-    left_out = [k for k in stored if _has_no_place(k, alone)]
-    found = {k: v for k, v in stored.items() if k not in left_out}
     names = {k: tuple(v.shape) for k, v in flatten(like).items()}
+    left_out = [k for k in stored if _has_no_place(k, alone, names)]
+    found = {k: v for k, v in stored.items() if k not in left_out}
     parts = tuple(p for p in ("img/", "llm/") if any(k.startswith(p) for k in found))
     optional = () if "llm/" in parts else ("img/head/",)
     problems = [
@@ -137,9 +138,12 @@ def _stack(parts: list[Stored]) -> np.ndarray:
     return np.stack([part.read() for part in parts])
 
 
-def _has_no_place(name: str, alone: bool) -> bool:
-    head = alone and name.startswith("img/head/")
-    return head or any(name == n or (n.endswith("/") and name.startswith(n)) for n in _NO_PLACE)
+def _has_no_place(name: str, alone: bool, names: Container[str]) -> bool:
+    if alone and name.startswith("img/head/"):
+        return True
+    return name not in names and any(
+        name == n or (n.endswith("/") and name.startswith(n)) for n in _NO_PLACE
+    )
 
 
 def _resizable(name: str, shape: tuple[int, ...], want: tuple[int, ...]) -> bool:

@@ -18,11 +18,12 @@ VOCABULARY_PADDING = 128
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What became of one parameter, or of one tensor of the file."""
+    """What became of one parameter, or of one tensor of a file."""
 
     name: str
     status: Literal["loaded", "cast", "resized", "fresh", "left out"]
     note: str = ""
+    file: str = ""
 
 
 def resize_positions(positions: np.ndarray, patches: int) -> np.ndarray:

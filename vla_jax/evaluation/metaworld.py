@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vla_jax.envs.metaworld.config import MetaworldConfig
 from vla_jax.envs.metaworld.tasks import TASKS, TIERS, find_tasks

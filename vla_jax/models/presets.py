@@ -16,7 +16,7 @@ AttentionBackend = Literal["xla", "cudnn", "splash"]
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
-    """Vision transformer: pre-norm blocks, learned position embedding, no class token.
+    """Vision transformer: pre-norm blocks, learned position embedding.
 
     Attributes:
       stem: with one, the patch is embedded by convolutions instead of one linear map (arXiv
@@ -31,6 +31,9 @@ class VitConfig:
         arXiv 2302.05442).
       qk_norm: LayerNorm on queries and keys, per head (ViT-22B).
       biases: in query, key and value projections and in norms; ViT-22B has none there.
+      class_token: a learned token without a place comes before the patches. They see it, and it is
+        dropped at the end (DINOv2, arXiv 2304.07193).
+      exact_gelu: GELU by the error function, not by tanh (DINOv2).
     """
 
     width: int
@@ -43,6 +46,8 @@ class VitConfig:
     parallel_blocks: bool = False
     qk_norm: bool = False
     biases: bool = True
+    class_token: bool = False
+    exact_gelu: bool = False
 
     def __post_init__(self):
         if self.stem and self.patch_size != 4 * 2 ** len(self.stem):
@@ -128,6 +133,8 @@ VITS: dict[str, VitConfig] = {
     "e/14": VitConfig(1792, 56, 15_360, 16, 14),
     # ViT-22B (arXiv 2302.05442).
     "22B/14": VitConfig(6144, 48, 24_576, 48, 14, parallel_blocks=True, qk_norm=True, biases=False),
+    # DINOv2 (arXiv 2304.07193), its LayerScale folded into the projections before it.
+    "dinov2_S/14": VitConfig(384, 12, 1536, 6, 14, class_token=True, exact_gelu=True),
 }
 
 _GEMMA2 = {"post_norms": True, "attention_softcap": 50.0, "window": 4096, "global_every": 2}
@@ -193,6 +200,12 @@ PRESETS: dict[str, tuple[VitConfig, DecoderConfig]] = {
     "paligemma2_28b": (VITS["So400m/14"], DECODERS["gemma2_27b"]),
     # The smallest with a pretrained language model.
     "gemma3_270m_vla": (VITS["B/16"], DECODERS["gemma3_270m"]),
+    # Both parts pretrained, from PyPI (`tools/fetch_backbone.py`). The encoder there was tuned for
+    # saliency, which bent its last block most: it is left out.
+    "gemma3_270m_dino_s": (
+        dataclasses.replace(VITS["dinov2_S/14"], depth=11),
+        DECODERS["gemma3_270m"],
+    ),
     # RT-2 (arXiv 2307.15818), appendix D. The paper does not say what PaLI-X 5B consists of; ViT-G
     # and a 3B UL2 are what PaLI-3 (arXiv 2310.09199) calls 5B.
     "rt2_pali_3b": (VITS["G/14"], DECODERS["ul2_3b"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,7 +59,7 @@ class Convolution(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention among all patches."""
+    """Multi-head attention among all tokens."""
 
     config: ModelConfig
 
@@ -75,11 +77,13 @@ class SelfAttention(nn.Module):
 
 class MlpBlock(nn.Module):
     mlp_dim: int
+    exact_gelu: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         # The backward pass keeps what enters the activation and computes the rest again.
-        y = jax.checkpoint(nn.gelu)(Dense((self.mlp_dim,), name="Dense_0")(x))
+        gelu = functools.partial(nn.gelu, approximate=not self.exact_gelu)
+        y = jax.checkpoint(gelu)(Dense((self.mlp_dim,), name="Dense_0")(x))
         return Dense((x.shape[-1],), name="Dense_1")(y)
 
 
@@ -90,7 +94,7 @@ class EncoderBlock(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
         vit, x = self.config.vit, split_rows(x)
         attention = SelfAttention(self.config, name="MultiHeadDotProductAttention_0")
-        mlp = MlpBlock(vit.mlp_dim, name="MlpBlock_0")
+        mlp = MlpBlock(vit.mlp_dim, vit.exact_gelu, name="MlpBlock_0")
         y = LayerNorm(bias=vit.biases, name="LayerNorm_0")(x)
         if vit.parallel_blocks:
             return x + attention(y) + mlp(y), None
@@ -136,7 +140,13 @@ class Vit(nn.Module):
             "pos_embedding",
             lambda _: position_curves(config.num_patches, vit.width, 10_000.0),
         )
-        x = Encoder(config, name="Transformer")(x + position.astype(dtype))
+        x = x + position.astype(dtype)
+        if vit.class_token:
+            token = self.param("cls", nn.initializers.zeros, (1, 1, vit.width)).astype(dtype)
+            x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, vit.width)), x], axis=1)
+        x = Encoder(config, name="Transformer")(x)
+        if vit.class_token:
+            x = x[:, 1:]
         return Dense((config.decoder.width,), name="head")(x)
 
     def _embed(self, x: jax.Array) -> jax.Array:

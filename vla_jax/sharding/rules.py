@@ -42,7 +42,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"llm/layers/attn/attn_vec_einsum/w", ".NHD"),
     (r"llm/layers/mlp/gating_einsum", "..DF"),
     (r"llm/layers/mlp/linear", ".FD"),
-    (r".*/(bias|scale)", ""),
+    (r".*/(bias|scale|cls)", ""),
     (r".*_lora/[ab]", ""),
 )
 

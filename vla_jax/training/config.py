@@ -21,7 +21,9 @@ class TrainConfig:
       micro_batches: parts that a batch is gone through in, one after the other, where it does not
         fit the memory at once; the update is the same.
       seed: of the fresh parameters.
-      init_from: parameter file (`.npz`) or run directory to start from; empty for fresh ones.
+      init_from: what to start from: published weights (see `checkpoints.pretrained`) or a run
+        directory; empty for fresh parameters. Several files, an encoder and a decoder, stand with
+        commas between them: "a.npz,b.gguf".
       params_dtype: what parameters are kept in; see `training.step` for "bfloat16".
       ema_decay: evaluation and policies use a running mean of the parameters, which keeps so much
         of itself in an update, e.g. 0.9999; 0: the parameters themselves.

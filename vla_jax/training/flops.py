@@ -98,7 +98,8 @@ def train_flops_per_sample(
 
 def _vit(vit: VitConfig, config: ModelConfig) -> float:
     p, d = config.num_patches, vit.width
-    block = 2 * p * (4 * d * d + 2 * d * vit.mlp_dim) + 4 * p * p * d
+    n = p + vit.class_token
+    block = 2 * n * (4 * d * d + 2 * d * vit.mlp_dim) + 4 * n * n * d
     embed, channels, side = 0.0, 3, config.image_size
     for i, (features, blocks) in enumerate((*vit.stem, (d, 0))):
         stride = (4 if i == 0 else 2) if vit.stem else vit.patch_size

@@ -195,6 +195,6 @@ def _decayed(params):
     """True for matrices in blocks; by name, as stacked layers make even a bias a matrix."""
 
     def one(path, _):
-        return path[-1].key not in ("bias", "scale", "pos_embedding", "input_embedding")
+        return path[-1].key not in ("bias", "scale", "cls", "pos_embedding", "input_embedding")
 
     return jax.tree_util.tree_map_with_path(one, params)
