@@ -1,0 +1,106 @@
+"""Plots of shares: a table of shades, and one share against another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from html import escape
+
+from vla_jax.page.svg import BOUND, GRID, TEXT, curve_color, shade, svg, text
+
+
+def share_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    shares: Sequence[Sequence[float | None]],
+    *,
+    cell: int = 46,
+) -> str:
+    """Shares in 0..1 as a table of shades, white 0 and dark 1; None is left empty."""
+    left = 14 + 6.6 * max(len(r) for r in rows)
+    top = 14 + 4.9 * max(len(c) for c in columns)
+    tall = 30
+    width = left + cell * len(columns) + 4.4 * max(len(c) for c in columns[-2:])
+    height = top + tall * len(rows) + 4
+    parts = []
+    for j, name in enumerate(columns):
+        x = left + cell * (j + 0.4)
+        parts.append(
+            f'<text x="{x:.1f}" y="{top - 7:.1f}" fill="{TEXT}" font-size="12" '
+            f'transform="rotate(-45 {x:.1f} {top - 7:.1f})">{escape(name)}</text>'
+        )
+    for i, name in enumerate(rows):
+        y = top + tall * i
+        parts.append(text(left - 8, y + tall / 2 + 3, name, anchor="end"))
+        for j, share in enumerate(shares[i]):
+            x = left + cell * j
+            fill = "none" if share is None else shade(share)
+            parts.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell - 2}" height="{tall - 2}" rx="2" '
+                f'fill="{fill}" stroke="{GRID}"/>'
+            )
+            if share is not None:
+                ink = "#ffffff" if share > 0.55 else "#22262b"
+                middle = x + (cell - 2) / 2
+                label = f"{100 * share:.0f}"
+                parts.append(text(middle, y + tall / 2 + 3, label, anchor="middle", color=ink))
+    return svg(width, height, parts, "shares of success by row and column")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A pair of shares with their intervals: (value, low, high) each."""
+
+    label: str
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+
+
+def trade_off_plot(
+    points: Sequence[Point],
+    *,
+    x_label: str,
+    y_label: str,
+    x_bound: float | None = None,
+    width: int = 480,
+    height: int = 300,
+) -> str:
+    """Pairs of shares, joined in their order; crosses are intervals.
+
+    Args:
+      x_bound: drawn as a broken line upwards.
+    """
+    left, right, top, bottom = 46, width - 16, 26, height - 38
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + x * (right - left), bottom - y * (bottom - top)
+
+    parts = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = place(tick, tick)
+        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{GRID}"/>')
+        parts.append(f'<line x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}" stroke="{GRID}"/>')
+        parts.append(text(left - 7, y + 4, f"{tick:.0%}", anchor="end"))
+        parts.append(text(x, bottom + 16, f"{tick:.0%}", anchor="middle"))
+    if x_bound is not None:
+        x = place(x_bound, 0)[0]
+        parts.append(
+            f'<line x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}" stroke="{BOUND}" '
+            'stroke-dasharray="4 3"/>'
+        )
+    color = curve_color(0)
+    for p in points:
+        (x, y), (x0, y0), (x1, y1) = (place(a, b) for a, b in zip(p.x, p.y))
+        parts.append(
+            f'<path d="M{x0:.1f} {y:.1f}H{x1:.1f}M{x:.1f} {y0:.1f}V{y1:.1f}" stroke="{color}" '
+            'opacity="0.35" fill="none"/>'
+        )
+    path = " ".join("{:.1f},{:.1f}".format(*place(p.x[0], p.y[0])) for p in points)
+    parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
+    for p in points:
+        x, y = place(p.x[0], p.y[0])
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
+        parts.append(text(x + 7, y - 7, p.label, weight=600))
+    parts.append(text((left + right) / 2, height - 5, x_label, anchor="middle"))
+    parts.append(text(0, 12, y_label))
+    return svg(width, height, parts, f"{y_label} over {x_label}")
