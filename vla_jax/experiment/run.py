@@ -92,13 +92,14 @@ class Stages:
           RuntimeError: another run is at work in the directory.
         """
         self._out.mkdir(parents=True, exist_ok=True)
+        machine = {"git": git_commit(), "cpu": f"{cpu_name()}, {os.cpu_count()} cores"}
         with _locked(self._out / "lock", self._say) as lock:
             for number, stage in enumerate(self._stages, 1):
                 self._require_same(stage, redo)
                 if not self.done(stage.name):
                     head = f"=== {number} of {len(self._stages)}: {stage.title}"
                     self._say(f"\n{head}  [{self._forecast(number - 1)}]")
-                    self._run(stage, lock)
+                    self._run(stage, lock, machine)
                     after(stage)
 
     def forecast_s(self, begun: int = 0) -> tuple[float, float]:
@@ -174,7 +175,7 @@ class Stages:
         more = len(changed) - _DIFFERENCES
         return "; ".join(words) + (f"; and {more} more" if more > 0 else "")
 
-    def _run(self, stage: Stage, lock: int) -> None:
+    def _run(self, stage: Stage, lock: int, machine: Stamp) -> None:
         before = self.stamp(stage.name)
         stamp: Stamp = {
             "stage": stage.name,
@@ -185,8 +186,7 @@ class Stages:
             "seconds": before.get("seconds", 0.0),
             "attempts": before.get("attempts", 0) + 1,
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            "git": git_commit(),
-            "cpu": f"{cpu_name()}, {os.cpu_count()} cores",
+            **machine,
             # Above 1 per core, others were at work on the machine.
             "load_before": round(os.getloadavg()[0], 2),
         }

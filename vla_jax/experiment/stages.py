@@ -13,7 +13,7 @@ from vla_jax import schema
 from vla_jax.evaluation.base import EvaluationConfig
 from vla_jax.experiment.description import Cell, Episodes, Experiment, Pictures
 
-SUITE_CELLS = 18
+SUITE_CELLS = 17
 """Of the evaluation's suites; only the plan depends on it."""
 _LEAST_PX = 17  # side of the smallest pictures of the corpus: that of a block in the camera's view
 
