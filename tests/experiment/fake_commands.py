@@ -20,11 +20,11 @@ GROUPS = {
 }
 # Right of 20 in: seen, each unseen cell, each emergent cell, control; right of 100 questions.
 RATES = {
-    "web_50": (16, 14, 12, 4, 70),
+    "web_50": (16, 14, 12, 4, 68),
     "web_25": (15, 13, 10, 4, 60),
     "web_66": (15, 14, 13, 4, 74),
-    "web_75": (13, 12, 12, 3, 75),
-    "robot_only": (15, 10, 6, 4, 30),
+    "web_75": (13, 12, 12, 3, 76),
+    "robot_only": (15, 10, 6, 4, 32),
     "scratch": (3, 2, 1, 1, 2),
     "before": (0, 0, 0, 0, 80),
 }

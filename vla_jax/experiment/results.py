@@ -148,7 +148,7 @@ def _cell(experiment: Experiment, out: Path, stages: Stages, cell: Cell, asked: 
     evaluation = directory / "evaluation"
     suites = _read(evaluation / "suites.json")
     if suites:
-        result["suites"] = suites["cells"]
+        result["suites"] = [c | _estimate(c) for c in suites["cells"]]
         result["measures"] |= suite_measures(suites)
     result["measures"] |= _other_measures(experiment, evaluation)
     config, run = _read(directory / "config.json"), _read(evaluation / "run.json") or {}

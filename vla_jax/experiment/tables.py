@@ -61,14 +61,14 @@ def unseen_table(results: Result) -> Table:
         found = {c["cell"]: c for c in cell["suites"] if c["suite"] == "unseen"}
         shares = [found.get(column) for column in UNSEEN]
         rows.append([cell["size"], cell["training"], *shares, cell["measures"].get("unseen")])
-    ours = len(rows)
+    ours, measured = len(rows), any(cell["suites"] for cell in results["cells"])
     for size, training, shares, average in TABLE_6:
         rows.append([f"RT-2-PaLI-X-{size}, paper", training, *(f"{s}%" for s in shares)])
         rows[-1].append(f"{average}%")
     return Table(
         "Unseen objects, backgrounds and environments (as table 6 of RT-2)",
         ("size", "training", *UNSEEN.values(), "average"),
-        rows if ours else [],
+        rows if measured else [],
         f"Share of successful rollouts. {_rollouts(results, 'unseen')}{ORIENTATION} {INTERVALS}",
         faint=frozenset(range(ours, len(rows))),
     )
