@@ -14,9 +14,18 @@ import time
 from pathlib import Path
 
 GROUPS = {
-    "symbols": ("symbol", "picture", "relation"),
-    "reasoning": ("math", "category", "nutrition", "languages"),
-    "people": ("professions", "faces"),
+    "symbols": {
+        "symbol": "Symbols 1: a symbol",
+        "picture": "Symbols 2: a picture",
+        "relation": "Symbols 3: a symbol and a relation",
+    },
+    "reasoning": {
+        "math": "Math",
+        "category": "Logos: categories and signs",
+        "nutrition": "Nutrition",
+        "languages": "Colours and five languages",
+    },
+    "people": {"professions": "People: professions", "faces": "People: faces"},
 }
 # Right of 20 in: seen, each unseen cell, each emergent cell, control; right of 100 questions.
 RATES = {
@@ -52,7 +61,10 @@ def suites(name: str) -> dict:
     for group, kinds in GROUPS.items():
         # People are harder by 1, so that the mean of the groups is not that of the cells.
         less = 1 if group == "people" else 0
-        rows += [("emergent", group, f"{group}_{k}", k, emergent - less) for k in kinds]
+        rows += [
+            ("emergent", group, f"{group}_{kind}", title, emergent - less)
+            for kind, title in kinds.items()
+        ]
     rows.append(("control", "control", "control", "Control", control))
     cells = [
         {

@@ -76,7 +76,10 @@ def test_table_6(out):
 
 def test_table_5(out):
     rows = markdown_rows(out, "Emergent skills")
-    assert rows[0][2:6] == ["symbol", "picture", "relation", "symbol understanding, average"]
+    assert rows[0][2:6] == [
+        *("Symbols 1: a symbol", "Symbols 2: a picture", "Symbols 3: a symbol and a relation"),
+        "symbols, average",
+    ]
     ours = rows[2]
     # 12 of 20 in each cell, 11 of 20 in those about people; the mean of groups: 58.3%.
     assert ours[2] == "60% (39–78)" and ours[5].startswith("60% (")
@@ -201,9 +204,10 @@ def test_share_map_shades_and_names():
 def test_trade_off_plot_places_points():
     point = Point("50%", (0.5, 0.25, 0.75), (1.0, 0.5, 1.0))
     svg = trade_off_plot([point], x_label="x", y_label="y", width=462, height=264)
-    # The axes: 46 to 446 pixels across, 26 (100%) to 226 (0%) down.
+    # The axes: 20% to 80% over 46 to 446 pixels across, 100% to 50% over 26 to 226 down.
     assert re.search(r'<circle cx="246.0" cy="26.0"', svg)
-    assert re.search(r'd="M146.0 26.0H346.0M246.0 126.0V26.0"', svg)
+    assert re.search(r'd="M79.3 26.0H412.7M246.0 226.0V26.0"', svg)
+    assert re.findall(r">(\d+%)</text>", svg)[:7] == [f"{k}%" for k in range(20, 90, 10)]
 
 
 def test_description_refuses():

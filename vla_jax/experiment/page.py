@@ -125,6 +125,7 @@ def _differences(results: Result, figures: Figures) -> Markup:
     items = "".join(
         f'<li class="{"yes" if entry["excludes_zero"] else "no"}">{escape(entry["sentence"])}</li>'
         for entry in results["comparisons"]
+        if entry["measure"] in ("web_only", "rollouts_web_only")
     )
     return section(
         "differences",
@@ -161,7 +162,8 @@ def _ratio(results: Result, figures: Figures) -> Markup:
         values = [cell["measures"].get(name) for cell in cells]
         if all(values):
             lines.append(Line(MEASURES[name], shares, [v["share"] for v in values if v]))
-            lines += [Line("", shares, [v[k] for v in values if v]) for k in ("low", "high")]
+            if len(lines) == 1:  # of all, they would hide the lines
+                lines += [Line("", shares, [v[k] for v in values if v]) for k in ("low", "high")]
     start = before and before["measures"].get("vqa")
     plots = line_plot(
         lines,
@@ -189,9 +191,9 @@ def _ratio(results: Result, figures: Figures) -> Markup:
         table.title,
         figures.figure(
             f'<div class="pair">{plots}</div>',
-            "Left: shares by the part of web data in a batch; thin broken lines: 95% intervals. "
-            "Right: the same cells, questions against success, labelled with the part of web data; "
-            "crosses: 95% intervals. Red: questions that the web-trained VLM got right before.",
+            "Left: shares by the part of web data in a batch; broken lines: 95% interval of the "
+            "first. Right: the same cells, questions against success, labelled with the part of web data; "
+            "crosses: 95% intervals. Red: questions right before any robot data.",
         ),
         figures.figure(tables.to_html(table), table.note),
     )

@@ -22,8 +22,8 @@ TABLE_6: tuple[tuple[str, str, tuple[int, ...], int], ...] = (
 """(size, training, success in percent of the columns, average)."""
 
 GROUPS = {
-    "symbols": "symbol understanding",
+    "symbols": "symbols",
     "reasoning": "reasoning",
-    "people": "person recognition",
+    "people": "people",
 }
 """Groups of table 5."""

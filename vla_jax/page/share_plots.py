@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -18,7 +19,7 @@ def share_map(
 ) -> str:
     """Shares in 0..1 as a table of shades, white 0 and dark 1; None is left empty."""
     left = 14 + 6.6 * max(len(r) for r in rows)
-    top = 14 + 4.9 * max(len(c) for c in columns)
+    top = 16 + 5.4 * max(len(c) for c in columns)
     tall = 30
     width = left + cell * len(columns) + 4.4 * max(len(c) for c in columns[-2:])
     height = top + tall * len(rows) + 4
@@ -65,25 +66,32 @@ def trade_off_plot(
     width: int = 480,
     height: int = 300,
 ) -> str:
-    """Pairs of shares, joined in their order; crosses are intervals.
+    """Pairs of shares, joined in their order; crosses are intervals. At least one.
 
     Args:
       x_bound: drawn as a broken line upwards.
     """
     left, right, top, bottom = 46, width - 16, 26, height - 38
+    x_low, x_high = _tenths([v for p in points for v in p.x] + ([x_bound] if x_bound else []))
+    y_low, y_high = _tenths([v for p in points for v in p.y])
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return left + x * (right - left), bottom - y * (bottom - top)
+        return (
+            left + (x - x_low) / (x_high - x_low) * (right - left),
+            bottom - (y - y_low) / (y_high - y_low) * (bottom - top),
+        )
 
     parts = []
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = place(tick, tick)
-        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{GRID}"/>')
+    for tick in _ticks(x_low, x_high):
+        x = place(tick, y_low)[0]
         parts.append(f'<line x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}" stroke="{GRID}"/>')
-        parts.append(text(left - 7, y + 4, f"{tick:.0%}", anchor="end"))
         parts.append(text(x, bottom + 16, f"{tick:.0%}", anchor="middle"))
+    for tick in _ticks(y_low, y_high):
+        y = place(x_low, tick)[1]
+        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{GRID}"/>')
+        parts.append(text(left - 7, y + 4, f"{tick:.0%}", anchor="end"))
     if x_bound is not None:
-        x = place(x_bound, 0)[0]
+        x = place(x_bound, y_low)[0]
         parts.append(
             f'<line x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{bottom}" stroke="{BOUND}" '
             'stroke-dasharray="4 3"/>'
@@ -97,10 +105,29 @@ def trade_off_plot(
         )
     path = " ".join("{:.1f},{:.1f}".format(*place(p.x[0], p.y[0])) for p in points)
     parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
-    for p in points:
-        x, y = place(p.x[0], p.y[0])
+    places = [place(p.x[0], p.y[0]) for p in points]
+    for number, (p, (x, y)) in enumerate(zip(points, places)):
+        # The label goes where the line does not: away from the neighbours.
+        beside = [places[k] for k in (number - 1, number + 1) if 0 <= k < len(places)]
+        across = sum(x - other for other, _ in beside)
+        down = sum(y - other for _, other in beside)
+        length = math.hypot(across, down)
+        across, down = (across / length, down / length) if length > 1 else (0.0, -1.0)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
-        parts.append(text(x + 7, y - 7, p.label, weight=600))
+        spot = x + 24 * across, y + 16 * down + 4
+        parts.append(text(*spot, p.label, anchor="middle", weight=600))
     parts.append(text((left + right) / 2, height - 5, x_label, anchor="middle"))
     parts.append(text(0, 12, y_label))
     return svg(width, height, parts, f"{y_label} over {x_label}")
+
+
+def _tenths(values: Sequence[float]) -> tuple[float, float]:
+    """The tenths that hold all values."""
+    low, high = math.floor(10 * min(values)) / 10, math.ceil(10 * max(values)) / 10
+    return (low, high) if high > low else (low - 0.1, high + 0.1)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Each tenth, or each second one of many."""
+    count = round(10 * (high - low))
+    return [low + k / 10 for k in range(0, count + 1, 1 if count <= 6 else 2)]
