@@ -172,7 +172,7 @@ def test_page(page, results):
     assert len(page.images) == 2 * 17  # a success and a failure of each of the suites' cells
     assert page.row("2.2M")[2] == "80% 58–92"
     assert results["comparisons"][0]["sentence"] in page.sections["differences"]
-    assert "pick <symbols_symbol>" in page.sections["videos"]
+    assert page.sections["videos"].count("Symbols 1: a symbol") == 2
     assert page.sections["map"].count("Unseen objects, easy") == 1
     assert "missing" not in " ".join(page.sections.values())
     assert "1 x cpu (cpu)" in page.sections["time"]
@@ -225,3 +225,18 @@ def test_description_refuses():
     cell = dataclasses.replace(SMOKE.cells[0], size="huge")
     with pytest.raises(ValueError, match=r"cell large_web_50.huge: no such key"):
         dataclasses.replace(SMOKE, cells=(cell,), comparisons=())
+
+
+def test_trade_off_labels_keep_off_the_line():
+    spread = (0.0, 1.0)
+    shares = ((0.2, 0.2), (0.5, 0.5), (0.8, 0.2))
+    points = [Point(f"p{k}", (x, *spread), (y, *spread)) for k, (x, y) in enumerate(shares)]
+    svg = trade_off_plot(points, x_label="x", y_label="y")
+    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>p\d<', svg)
+    dots = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg)
+    (x0, y0), (x1, y1), (x2, y2) = (
+        (float(a) - float(c), float(b) - 4 - float(d)) for (a, b), (c, d) in zip(found, dots)
+    )
+    assert x0 < 0 < y0  # the first: left and down, away from the second
+    assert abs(x1) < 0.1 and y1 == pytest.approx(-16, abs=0.1)  # the peak: above
+    assert x2 > 0 and y2 > 0

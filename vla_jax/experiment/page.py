@@ -192,8 +192,8 @@ def _ratio(results: Result, figures: Figures) -> Markup:
         figures.figure(
             f'<div class="pair">{plots}</div>',
             "Left: shares by the part of web data in a batch; broken lines: 95% interval of the "
-            "first. Right: the same cells, questions against success, labelled with the part of web data; "
-            "crosses: 95% intervals. Red: questions right before any robot data.",
+            "first. Right: the same cells, questions against success, labelled with the part of "
+            "web data; crosses: 95% intervals. Red: questions right before any robot data.",
         ),
         figures.figure(tables.to_html(table), table.note),
     )
@@ -244,8 +244,7 @@ def _videos(results: Result, root: Path, figures: Figures) -> Markup:
             verdict = ("good", "success") if success else ("bad", "failure")
             items.append(
                 figures.image(path, clips[0]["instruction"])
-                + f'<p class="ask">{escape(clips[0]["instruction"])}</p><div class="tags">'
-                f'<b class="{verdict[0]}">{verdict[1]}</b>'
+                + f'<div class="tags"><b class="{verdict[0]}">{verdict[1]}</b>'
                 f"<span>{escape(suite_cell['title'])}</span>"
                 f"<span>seed {clips[0]['seed']}</span></div>"
             )
@@ -257,7 +256,7 @@ def _videos(results: Result, root: Path, figures: Figures) -> Markup:
         f"{len(items)} rollouts: of each cell of the evaluation a success and a failure, where "
         f"there was one.{more}"
     )
-    return section("videos", title, figures.figure(cards(items, "large"), caption))
+    return section("videos", title, figures.figure(cards(items), caption))
 
 
 def _reproduce(results: Result, runs: dict[str, Stage]) -> Markup:

@@ -107,18 +107,28 @@ def trade_off_plot(
     parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
     places = [place(p.x[0], p.y[0]) for p in points]
     for number, (p, (x, y)) in enumerate(zip(points, places)):
-        # The label goes where the line does not: away from the neighbours.
         beside = [places[k] for k in (number - 1, number + 1) if 0 <= k < len(places)]
-        across = sum(x - other for other, _ in beside)
-        down = sum(y - other for _, other in beside)
-        length = math.hypot(across, down)
-        across, down = (across / length, down / length) if length > 1 else (0.0, -1.0)
+        across, down = _away((x, y), beside)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
         spot = x + 24 * across, y + 16 * down + 4
         parts.append(text(*spot, p.label, anchor="middle", weight=600))
     parts.append(text((left + right) / 2, height - 5, x_label, anchor="middle"))
     parts.append(text(0, 12, y_label))
     return svg(width, height, parts, f"{y_label} over {x_label}")
+
+
+def _away(spot: tuple[float, float], beside: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Direction, (across, down) of length 1, in which a line through `spot` does not go."""
+    units = []
+    for x, y in beside:
+        length = math.hypot(spot[0] - x, spot[1] - y)
+        if length:
+            units.append(((spot[0] - x) / length, (spot[1] - y) / length))
+    across, down = sum(u[0] for u in units), sum(u[1] for u in units)
+    if units and math.hypot(across, down) < 0.5:  # it goes on almost straight: beside it
+        across, down = units[0][1], -units[0][0]
+    length = math.hypot(across, down)
+    return (across / length, down / length) if length else (0.0, -1.0)
 
 
 def _tenths(values: Sequence[float]) -> tuple[float, float]:
