@@ -90,6 +90,8 @@ def train(words: list[str]) -> None:
     if os.environ.get("FAKE_HANG") == workdir.name:
         while not (Path(os.environ["FAKE_TRACE"]).parent / "release").exists():
             time.sleep(0.02)
+    # As readers do, it keeps an index beside the data.
+    Path(values["data.sources.robot.path"], ".index-1.npy").write_text(workdir.name)
     steps, batch = int(values["train.steps"]), int(values["train.batch_size"])
     config = {
         "train": {"steps": steps, "batch_size": batch, "seed": 0},

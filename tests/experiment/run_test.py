@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -161,7 +160,7 @@ def test_a_command_that_leaves_nothing_is_a_failure(tmp_path):
     assert not runner.done("data/web")
 
 
-def test_killed_it_goes_on(place, monkeypatch, capsys):
+def test_killed_it_goes_on(place, monkeypatch):
     code = (
         "import sys; from vla_jax.experiment.command import main; "
         f"sys.exit(main({['--preset=smoke', f'--out={place.out}', TWO]!r}, launcher={FAKE!r}))"
@@ -177,11 +176,17 @@ def test_killed_it_goes_on(place, monkeypatch, capsys):
     assert place.stamp("train_large_robot_only")["state"] == "begun"
     # The training goes on alone; the next run waits for its end and never works beside it.
     monkeypatch.delenv("FAKE_HANG")
-    timer = threading.Timer(0.5, (place.trace.parent / "release").touch)
-    timer.start()
-    assert place.run(TWO) == 0
-    timer.join()
-    assert "waiting for a command of a run that was killed" in capsys.readouterr().out
+    said = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("waiting for a command of a run that was killed"):
+            assert place.calls()[-1] == "train large_robot_only"
+            (place.trace.parent / "release").touch()
+
+    stages = stages_of(SMOKE, place.out, CELLS)
+    Stages(place.out, stages, launcher=FAKE, say=say).run()
+    assert sum(line.startswith("waiting") for line in said) == 1
     counts = Counter(place.calls())
     assert counts.pop("train large_robot_only") == 2  # started again, to find its end
     assert set(counts.values()) == {1}

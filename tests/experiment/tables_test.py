@@ -142,7 +142,7 @@ def test_every_cell_is_there_also_one_that_was_not_run(results, out):
     changed = json.loads(json.dumps(results))
     changed["cells"][2] |= {"done": False, "measures": {}, "suites": []}
     row = tables.every_cell(changed).rows[2]
-    assert row[4] == "not run" and set(row[5:]) == {None}
+    assert row[1] == "from scratch, not run" and set(row[4:]) == {None}
 
 
 def test_robot_samples_are_the_same(results):
@@ -191,7 +191,7 @@ def test_page_before_anything_is_done(results, out, tmp_path):
     empty = {**results, "cells": cells, "comparisons": [], "stages": []}
     page = Page(write_experiment_page(empty, out, tmp_path / "empty.html").read_text())
     assert "No cell has measured this yet" in page.sections["unseen"]
-    assert page.row("2.2M")[4] == "not run"
+    assert page.row("2.2M") == ["2.2M", "co-fine-tuning, not run", "50%", "12"]
 
 
 def test_share_map_shades_and_names():

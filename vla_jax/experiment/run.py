@@ -24,6 +24,7 @@ from vla_jax.training.progress import duration
 
 _TOLD_TO_STOP = 75  # exit code of a training that has saved and wants to be started again
 _HEARTBEAT_S = 5.0
+_SMALL_BYTES = 100_000
 _DIFFERENCES = 3  # named of settings that changed
 
 Stamp = dict[str, Any]
@@ -275,13 +276,17 @@ def _alive(process: str) -> bool:
 
 
 def _contents(result: Path) -> str | None:
-    """Digest of a file's bytes, or of the names and sizes beneath a directory."""
+    """Digest of a file's bytes, or of what is beneath a directory: of small files the bytes, of
+    others name and size. Hidden ones do not count: readers keep their indices there."""
     if result.is_file():
         data = result.read_bytes()
     elif result.is_dir():
-        files = sorted(p for p in result.rglob("*") if p.is_file())
-        listing = [[p.relative_to(result).as_posix(), p.stat().st_size] for p in files]
-        data = json.dumps(listing).encode()
+        files = sorted(p for p in result.rglob("*") if p.is_file() and p.name[0] != ".")
+        data = b""
+        for file in files:
+            size = file.stat().st_size
+            data += f"{file.relative_to(result).as_posix()} {size}\n".encode()
+            data += file.read_bytes() if size <= _SMALL_BYTES else b""
     else:
         return None
     return hashlib.sha256(data).hexdigest()[:16]

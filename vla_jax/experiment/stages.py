@@ -35,8 +35,8 @@ class Stage:
       title: in words.
       commands: one after the other.
       directory: what it fills.
-      result: what is there when it is done; a file's bytes, or a directory's names and sizes, are
-        compared when the experiment goes on.
+      result: what is there when it is done; a file, or a directory, that is compared with what was
+        left when the experiment goes on.
       settings: what the result depends on, besides the stages that it needs. JSON.
       needs: names of stages before it.
       seconds: that it takes on the preset's machine, estimated.

@@ -116,13 +116,12 @@ def every_cell(results: Result) -> Table:
     measured = [m for m in MEASURES if any(m in cell["measures"] for cell in results["cells"])]
     rows = [
         [
-            *(cell["size"], cell["training"], f"{cell['web_share']:.0%}", cell["batch_size"]),
-            *([cell["measures"].get(name) for name in measured] if cell["done"] else ["not run"]),
+            *(cell["size"], cell["training"] + ("" if cell["done"] else ", not run")),
+            *(f"{cell['web_share']:.0%}", cell["batch_size"]),
+            *(cell["measures"].get(name) for name in measured),
         ]
         for cell in results["cells"]
     ]
-    width = 4 + len(measured)
-    rows = [[*row, *[None] * (width - len(row))] for row in rows]
     updates, robot = results["updates"], results["updates"] * results["robot_rows"]
     return Table(
         "Every cell",
