@@ -50,13 +50,13 @@ def _ablation(size: str, curve: bool, overrides: tuple[str, ...] = ()) -> list[C
 
 
 def _before(size: str) -> Cell:
-    """The web-trained VLM as it is: one update of size nothing, for what it answered before."""
+    """The web-trained VLM as it is: two updates of size nothing, for what it answered before."""
     return Cell(
         name=f"{size}_before",
         size=size,
         training="the VLM before",
         shares={"robot": 1.0},
-        overrides=("train.steps=1", "optimizer.warmup_steps=0", "optimizer.learning_rate=1e-12"),
+        overrides=("train.steps=2", "optimizer.warmup_steps=1", "optimizer.learning_rate=1e-12"),
         evaluation=("suite_rollouts=0", "rollout_episodes=0", "action_steps=0"),
         tables=("reference",),
     )

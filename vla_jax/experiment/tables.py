@@ -127,7 +127,7 @@ def every_cell(results: Result) -> Table:
         "Every cell",
         ("size", "training", "web share", "batch", *(MEASURES[name] for name in measured)),
         rows,
-        f"Robot samples are the same in every training: {results['robot_rows']} rows in each of "
+        f"Robot samples are the same in every training but the VLM before: {results['robot_rows']} rows in each of "
         f"{updates:,} updates, {robot:,} in all; web data comes on top, so batches grow with its "
         "share. Questions are of held-out pictures, in data that some cells were not trained on; "
         f"action tokens of held-out episodes. {INTERVALS}",
