@@ -132,12 +132,14 @@ def test_files_of_unknown_origin_are_refused(place, capsys):
     assert "train large_web_50" not in place.calls()
 
 
-def test_a_moved_experiment_goes_on(place, monkeypatch):
-    place.run(TWO)
+def test_a_moved_experiment_goes_on_cell_by_cell(place):
+    assert place.run(f"--only={CELLS[0]}") == 0
     place.out.rename(place.out.with_name("moved"))
     place.out = place.out.with_name("moved")
-    assert place.run(TWO) == 0
-    assert len(place.calls()) == 7
+    assert place.run(f"--only={CELLS[1]}") == 0
+    assert place.calls() == ["episodes robot", "write robot", "write web", *ALL_TWO]
+    results = json.loads((place.out / "results.json").read_text())
+    assert [c["name"] for c in results["cells"] if c["done"]] == list(CELLS)
 
 
 def test_goes_on_after_a_failure(place, monkeypatch, capsys):

@@ -35,11 +35,10 @@ def main(
         runner = Stages(out, stages, launcher=launcher)
         print(plan_text(experiment, runner, stages), flush=True)
         if not options.plan:
-            names = only or [cell.name for cell in experiment.cells]
 
             def report(stage: Stage | None) -> None:
                 if stage is None or stage.name.startswith("evaluate/"):
-                    _write_all(experiment, out, runner, names)
+                    _write_all(experiment, out)
 
             runner.run(redo=options.redo, after=report)
             report(None)
@@ -89,11 +88,22 @@ def plan_text(experiment: Experiment, runner: Stages, stages: Sequence[Stage]) -
     return "\n".join(lines)
 
 
-def _write_all(experiment: Experiment, out: Path, runner: Stages, names: Sequence[str]) -> None:
-    results = collect(experiment, out, runner, names)
+def _write_all(experiment: Experiment, out: Path) -> None:
+    """Of all cells that are done, by this run or by others."""
+    names = [cell.name for cell in experiment.cells if _startable(experiment, out, cell.name)]
+    results = collect(experiment, out, Stages(out, stages_of(experiment, out, names)), names)
     write_result(out / "results.json", results)
     _write_tables(out / "tables.md", results)
     write_experiment_page(results, out, out / "experiment.html")
+
+
+def _startable(experiment: Experiment, out: Path, name: str) -> bool:
+    """Whether what a cell starts from is there; else it is not done either."""
+    try:
+        stages_of(experiment, out, [name])
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _write_tables(path: Path, results: dict) -> None:

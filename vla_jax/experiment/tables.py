@@ -127,10 +127,10 @@ def every_cell(results: Result) -> Table:
         "Every cell",
         ("size", "training", "web share", "batch", *(MEASURES[name] for name in measured)),
         rows,
-        f"Robot samples are the same in every training but the VLM before: {results['robot_rows']} rows in each of "
-        f"{updates:,} updates, {robot:,} in all; web data comes on top, so batches grow with its "
-        "share. Questions are of held-out pictures, in data that some cells were not trained on; "
-        f"action tokens of held-out episodes. {INTERVALS}",
+        "Robot samples are the same in every training but the VLM before: "
+        f"{results['robot_rows']} rows in each of {updates:,} updates, {robot:,} in all; web data "
+        "comes on top, so batches grow with its share. Questions are of held-out pictures, in data "
+        f"that some cells were not trained on; action tokens of held-out episodes. {INTERVALS}",
     )
 
 
