@@ -26,7 +26,7 @@ _TOLD_TO_STOP = 75  # exit code of a training that has saved and wants to be sta
 _HEARTBEAT_S = 5.0
 _SMALL_BYTES = 100_000
 _DIFFERENCES = 3  # named of settings that changed
-# As `make demo` has it: less talk by TensorFlow, and XLA's buffers in large pages, which is quicker.
+# As `make demo` has it: TensorFlow is silent, and buffers are in large pages, which is quicker.
 _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "TF_ENABLE_ONEDNN_OPTS": "0",
