@@ -112,7 +112,11 @@ def _write_tables(path: Path, results: dict) -> None:
         f"{results['git']}.\n"
     )
     sentences = [f"* {entry['sentence']}" for entry in results["comparisons"]]
-    parts = [head, "\n".join(sentences), *(to_markdown(table) for table in all_tables(results))]
+    parts = [
+        head,
+        "\n".join(sentences) + "\n",
+        *(to_markdown(table) for table in all_tables(results)),
+    ]
     partial = path.with_suffix(".partial")
     partial.write_text("\n".join(parts))
     partial.replace(path)
