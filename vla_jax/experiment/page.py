@@ -19,6 +19,7 @@ from vla_jax.page.share_plots import Point, share_map, trade_off_plot
 MAX_VIDEO_BYTES = 12_000_000
 """Of all videos together; those that do not fit are named."""
 _STYLE = Path(__file__).parent / "page.css"
+_AGAIN = "python tools/rt2_experiment.py --preset=NAME --out=DIR"
 _NAVIGATION = (
     ("unseen", "Unseen"),
     ("emergent", "Emergent"),
@@ -114,7 +115,9 @@ def _header(results: Result) -> Markup:
 
 def _table(anchor: str, table: tables.Table, figures: Figures) -> Markup:
     if not table.rows:
-        return section(anchor, table.title, missing("No cell has measured this yet.", "see Time"))
+        return section(
+            anchor, table.title, missing("No cell has measured this yet. Run or go on:", _AGAIN)
+        )
     return section(anchor, table.title, figures.figure(tables.to_html(table), table.note))
 
 
@@ -140,7 +143,7 @@ def _map(results: Result, figures: Figures) -> Markup:
     shown = [cell for cell in results["cells"] if cell["suites"]]
     columns = list(dict.fromkeys((c["cell"], c["title"]) for cell in shown for c in cell["suites"]))
     if not columns:
-        return section("map", title, missing("The suites were not run yet.", "see Time"))
+        return section("map", title, missing("The suites were not run yet. Run or go on:", _AGAIN))
     shares = []
     for cell in shown:
         found = {c["cell"]: c["share"] for c in cell["suites"]}
@@ -202,9 +205,9 @@ def _ratio(results: Result, figures: Figures) -> Markup:
 def _curves(results: Result, runs: dict[str, Stage], figures: Figures) -> Markup:
     title = "Learning curves"
     if not runs:
-        return section("curves", title, missing("No training has ended yet.", "see Time"))
+        return section("curves", title, missing("No training has ended yet. Run or go on:", _AGAIN))
     names = list(dict.fromkeys(name for run in runs.values() for name in run.sources()))
-    labels = {cell["name"]: _label(cell) for cell in results["cells"]}
+    labels = {c["name"]: _label(c) for c in results["cells"] if "reference" not in c["tables"]}
     parts = []
     for name in names:
         plots = "".join(
@@ -212,7 +215,7 @@ def _curves(results: Result, runs: dict[str, Stage], figures: Figures) -> Markup
                 [
                     Line(labels[key], *run.series(f"{name}/{scalar}"))
                     for key, run in runs.items()
-                    if len(run.series(f"{name}/{scalar}")[0]) > 1
+                    if key in labels and len(run.series(f"{name}/{scalar}")[0]) > 1
                 ],
                 x_label="update",
                 y_label=words,
@@ -250,7 +253,7 @@ def _videos(results: Result, root: Path, figures: Figures) -> Markup:
             )
     title = f"Videos of {_label(main)}"
     if not items:
-        return section("videos", title, missing("There are none yet.", "see Time"))
+        return section("videos", title, missing("There are none yet. Run or go on:", _AGAIN))
     more = f" {left_out} more in {main['directory']}/evaluation/media." if left_out else ""
     caption = (
         f"{len(items)} rollouts: of each cell of the evaluation a success and a failure, where "
