@@ -33,6 +33,7 @@ LAYERS = {
     "evaluation": 5,
     "serving": 5,
     "config": 6,
+    "experiment": 7,
     "build_data": 7,
     "build_step": 7,
     "planning": 8,

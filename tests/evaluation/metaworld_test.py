@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from vla_jax.evaluation.base import EvaluationConfig
 from vla_jax.evaluation.metaworld import PUBLISHED, TRIALS_FILE, MetaworldEvaluator, score_tiers
 from vla_jax.evaluation.report.inputs import read_inputs
 from vla_jax.evaluation.report.page import write_report
-from vla_jax.evaluation.statistics import mean_interval, share_of, wilson_interval
+from vla_jax.evaluation.statistics import share_of
 
 SPEC = MetaworldConfig().action_spec
 FOUR = ("reach-v3", "soccer-v3", "push-v3", "stick-pull-v3")  # one of each tier
@@ -70,28 +69,6 @@ def test_no_tier_mean_without_all_tiers():
     assert [(t["tier"], t["tasks"], t["of"]) for t in result["tiers"]] == [
         *(("easy", 1, 28), ("hard", 1, 6))
     ]
-
-
-def test_interval_of_a_mean():
-    assert mean_interval([share_of(3, 10)]) == pytest.approx(wilson_interval(3, 10))
-    a, b = share_of(9, 10), share_of(1, 40)
-    low, high = mean_interval([a, b])
-    assert low == pytest.approx(
-        (0.9 + 0.025) / 2 - math.hypot(0.9 - a["low"], 0.025 - b["low"]) / 2
-    )
-    assert high == pytest.approx(
-        (0.9 + 0.025) / 2 + math.hypot(a["high"] - 0.9, b["high"] - 0.025) / 2
-    )
-    with pytest.raises(ValueError, match="at least one share"):
-        mean_interval([])
-    # It holds the true mean about as often as it says.
-    rng = np.random.default_rng(0)
-    p, n = np.array([0.9, 0.4, 0.15, 0.6]), np.array([280, 110, 60, 50])
-    inside = 0
-    for counts in rng.binomial(n, p, (2000, 4)):
-        low, high = mean_interval([share_of(c, k) for c, k in zip(counts, n)])
-        inside += low <= p.mean() <= high
-    assert 0.935 < inside / 2000 < 0.97
 
 
 class Policy:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vla_jax.evaluation.statistics import Sums, share_of, wilson_interval
+from vla_jax.evaluation.statistics import Sums, combine, mean_of, share_of, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,52 @@ def test_share_of():
         "high": pytest.approx(0.6994, abs=1e-4),
     }
     assert share_of(0, 0)["share"] is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"),
+    [
+        # Newcombe 1998, "Interval estimation for the difference between independent proportions:
+        # comparison of eleven methods", table II, method 10.
+        ((56, 70), (48, 80), 0.0524, 0.3339),
+        ((9, 10), (3, 10), 0.1705, 0.8090),
+        ((6, 7), (2, 7), 0.0582, 0.8062),
+        ((5, 56), (0, 29), -0.0381, 0.1926),
+        ((0, 10), (0, 20), -0.1611, 0.2775),
+        ((0, 10), (0, 10), -0.2775, 0.2775),
+        ((10, 10), (0, 20), 0.6791, 1.0000),
+        ((10, 10), (0, 10), 0.6075, 1.0000),
+    ],
+)
+def test_difference_of_shares_as_published(first, second, low, high):
+    found = combine((1, -1), (share_of(*first), share_of(*second)))
+    assert found["share"] == pytest.approx(first[0] / first[1] - second[0] / second[1])
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_interval_of_a_mean_of_shares():
+    parts = [share_of(k, 20) for k in (3, 10, 20)]
+    found = mean_of(parts)
+    assert found["share"] == pytest.approx(33 / 60)
+    down = math.sqrt(sum((p["share"] - p["low"]) ** 2 for p in parts)) / 3
+    up = math.sqrt(sum((p["high"] - p["share"]) ** 2 for p in parts)) / 3
+    assert (found["low"], found["high"]) == pytest.approx((33 / 60 - down, 33 / 60 + up))
+    # One part is itself; a mean over a part that was not measured is none.
+    assert mean_of(parts[:1]) == pytest.approx({k: parts[0][k] for k in ("share", "low", "high")})
+    assert mean_of([*parts, share_of(0, 0)])["share"] is None
+
+
+def test_interval_of_a_mean_covers_the_truth():
+    rng = np.random.default_rng(0)
+    truth, n, hits = (0.1, 0.5, 0.85), 20, 0
+    for counts in rng.binomial(n, truth, (2000, 3)):
+        found = mean_of([share_of(int(k), n) for k in counts])
+        hits += found["low"] <= float(np.mean(truth)) <= found["high"]
+    assert 0.93 <= hits / 2000 <= 0.98
+
+
+def test_combine_refuses():
+    with pytest.raises(ValueError, match="nothing was measured"):
+        combine((1, -1), (share_of(1, 2), share_of(0, 0)))
+    with pytest.raises(ValueError, match="2 weights for 1"):
+        combine((1, -1), (share_of(1, 2),))

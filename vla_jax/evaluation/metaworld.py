@@ -11,14 +11,13 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vla_jax.envs.metaworld.config import MetaworldConfig
 from vla_jax.envs.metaworld.tasks import TASKS, TIERS, find_tasks
@@ -35,7 +34,7 @@ from vla_jax.evaluation.rollout import (
     run_episodes,
     summarize,
 )
-from vla_jax.evaluation.statistics import Share, mean_interval, share_of
+from vla_jax.evaluation.statistics import Share, mean_of, share_of
 from vla_jax.types import Params
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def score_tiers(shares: Mapping[str, Share]) -> Result:
     Returns:
       "tiers": one share per tier that has tasks, all its trials together, with the number of
       "tasks" and how many the tier has ("of"). "tier_mean": the mean of the four tiers with its
-      interval; None unless each has tasks. "task_mean": of all tasks, as `mean_interval` has it.
+      interval; None unless each has tasks. "task_mean": of all tasks, as `mean_of` has it.
     """
     rows: list[dict[str, Any]] = []
     for tier in TIERS:
@@ -97,19 +96,13 @@ def score_tiers(shares: Mapping[str, Share]) -> Result:
         rows.append({"tier": tier, "tasks": len(mine), "of": size, **together})
     return {
         "tiers": rows,
-        "tier_mean": _mean([_share(row) for row in rows]) if len(rows) == len(TIERS) else None,
-        "task_mean": _mean(list(shares.values())),
+        "tier_mean": mean_of([_share(row) for row in rows]) if len(rows) == len(TIERS) else None,
+        "task_mean": mean_of(list(shares.values())),
     }
 
 
 def _share(row: dict[str, Any]) -> Share:
     return share_of(row["count"], row["n"])
-
-
-def _mean(shares: Sequence[Share]) -> Result:
-    low, high = mean_interval(shares)
-    mean = float(np.mean([share["count"] / share["n"] for share in shares]))
-    return {"share": mean, "low": low, "high": high}
 
 
 class MetaworldEvaluator:

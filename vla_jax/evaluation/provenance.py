@@ -31,7 +31,7 @@ def describe() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "git": git_commit(),
         "device": f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})",
-        "cpu": f"{_cpu_name()}, {os.cpu_count()} cores",
+        "cpu": f"{cpu_name()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "packages": {name: v for name in _PACKAGES if (v := _version(name))},
     }
@@ -59,7 +59,8 @@ def git_commit() -> str:
     return commit + (" + changes" if changes else "")
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Of this machine's processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

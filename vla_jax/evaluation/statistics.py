@@ -12,6 +12,15 @@ Z_95 = 1.959963984540054
 """Two-sided 95% point of the standard normal distribution."""
 
 
+class Estimate(TypedDict):
+    """A share, a mean of shares or a difference of them, with its 95% interval; `share` is None if
+    nothing was measured."""
+
+    share: float | None
+    low: float
+    high: float
+
+
 class Share(TypedDict):
     """`count` of `n` and the 95% interval of the share; `share` is None if `n` is 0."""
 
@@ -49,23 +58,38 @@ def share_of(count: int, n: int) -> Share:
     return Share(count=int(count), n=int(n), share=share, low=low, high=high)
 
 
-def mean_interval(shares: Sequence[Share]) -> tuple[float, float]:
-    """95% interval of the plain mean of independent shares, however large each one's n is.
+def combine(weights: Sequence[float], parts: Sequence[Estimate | Share]) -> Estimate:
+    """The weighted sum of independent estimates, with the interval that follows from theirs.
 
-    Each share's distance to the ends of its Wilson interval, added up in squares: Newcombe 1998,
-    "Interval estimation for the difference between independent proportions", method 10, for any
-    linear combination as in Zou & Donner 2008, "Construction of confidence limits about effect
-    measures". Of one share it is Wilson's interval.
+    With weights (1, -1) and Wilson's intervals this is Newcombe's hybrid score interval for the
+    difference of two proportions (Newcombe 1998, "Interval estimation for the difference between
+    independent proportions", method 10); other weights follow from the same square-and-add, which
+    Zou and Donner 2008 call MOVER. Near 0 and 1 it is usable, as Wilson's is.
 
-    Raises ValueError for no shares, or one of n = 0.
+    Raises ValueError if a part was not measured, or for other numbers of weights and parts.
     """
-    if not shares or not all(share["n"] for share in shares):
-        raise ValueError(f"need at least one share, and n of each above 0: {list(shares)}")
-    p = np.array([share["count"] / share["n"] for share in shares])
-    low = np.array([share["low"] for share in shares])
-    high = np.array([share["high"] for share in shares])
-    below, above = np.sqrt([np.sum((p - low) ** 2), np.sum((high - p) ** 2)]) / len(p)
-    return float(p.mean() - below), float(p.mean() + above)
+    if len(weights) != len(parts) or not parts:
+        raise ValueError(f"{len(weights)} weights for {len(parts)} estimates")
+    total, below, above = 0.0, 0.0, 0.0
+    for weight, part in zip(weights, parts):
+        share = part["share"]
+        if share is None:
+            raise ValueError("an estimate without a value: nothing was measured")
+        down, up = weight * (share - part["low"]), weight * (part["high"] - share)
+        if weight < 0:
+            down, up = up, down
+        total += weight * share
+        below += down * down
+        above += up * up
+    return Estimate(share=total, low=total - math.sqrt(below), high=total + math.sqrt(above))
+
+
+def mean_of(parts: Sequence[Estimate | Share]) -> Estimate:
+    """The plain mean of independent estimates, such as the columns of a table; `share` is None if
+    that of a part is."""
+    if not parts or any(part["share"] is None for part in parts):
+        return Estimate(share=None, low=0.0, high=1.0)
+    return combine([1 / len(parts)] * len(parts), parts)
 
 
 class Sums:

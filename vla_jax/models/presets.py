@@ -193,6 +193,19 @@ PRESETS: dict[str, tuple[VitConfig, DecoderConfig]] = {
         VitConfig(96, 2, 288, 4, 16, stem=((32, 1), (64, 1)), decoder_positions=True),
         DecoderConfig(96, 3, 288, 4, 4, 24, 4096, integer_rows=_INTEGERS, query_key_similarity=2.0),
     ),
+    # The same shape for one GPU, the two sizes of the experiment's preset of that name.
+    "demo_10m": (
+        VitConfig(256, 4, 1024, 8, 16, stem=((64, 1), (128, 2)), decoder_positions=True),
+        DecoderConfig(
+            256, 6, 768, 8, 8, 32, 4096, integer_rows=_INTEGERS, query_key_similarity=2.0
+        ),
+    ),
+    "demo_56m": (
+        VitConfig(512, 6, 2048, 8, 16, stem=((64, 1), (128, 2)), decoder_positions=True),
+        DecoderConfig(
+            512, 10, 1536, 8, 8, 64, 4096, integer_rows=_INTEGERS, query_key_similarity=2.0
+        ),
+    ),
     # PaliGemma (arXiv 2407.07726) and PaliGemma 2 (arXiv 2412.03555).
     "paligemma_3b": (VITS["So400m/14"], DECODERS["gemma_2b"]),
     "paligemma2_3b": (VITS["So400m/14"], DECODERS["gemma2_2b"]),

@@ -7,10 +7,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-PALETTE = ("#2f5d8a", "#c8702a", "#3b7f5c", "#8a4f7d", "#7a7f87", "#b3932f")
-# A page's style may set the names, e.g. for a dark screen.
-_GRID, _AXIS = "var(--line, #e6e8eb)", "var(--axis, #9aa1a9)"
-_TEXT, _BOUND = "var(--soft, #4a5058)", "var(--bad, #b03a2e)"
+from vla_jax.page.svg import AXIS, BOUND, GRID, PALETTE, TEXT, curve_color, shade, svg, text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,23 +70,23 @@ def line_plot(
     parts = []
     for tick in _ticks(y_low, y_high, 4):
         y = place(x_low, tick)[1]
-        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_GRID}"/>')
-        parts.append(_text(left - 7, y + 4, _number(tick), anchor="end"))
+        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{GRID}"/>')
+        parts.append(text(left - 7, y + 4, _number(tick), anchor="end"))
     for bound in bounds:
         y = place(x_low, bound)[1]
         parts.append(
-            f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_BOUND}" '
+            f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{BOUND}" '
             'stroke-dasharray="4 3"/>'
         )
     for tick in _ticks(x_low, x_high, 5):
         label = _number(tick)
         x = min(place(tick, y_low)[0], width - 3.6 * len(label))  # the last one fits in, too
-        parts.append(_text(x, bottom + 16, label, anchor="middle"))
-    parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_AXIS}"/>')
-    parts.append(_text((left + right) / 2, height - 5, x_label, anchor="middle"))
-    parts.append(_text(0, 12, y_label))
+        parts.append(text(x, bottom + 16, label, anchor="middle"))
+    parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{AXIS}"/>')
+    parts.append(text((left + right) / 2, height - 5, x_label, anchor="middle"))
+    parts.append(text(0, 12, y_label))
     for (px, py), label, color in legend:
-        parts.append(_text(px, py, label, color=color, weight=600))
+        parts.append(text(px, py, label, color=color, weight=600))
     for line, (color, dashes) in zip(lines, looks):
         points = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in zip(line.x, line.y))
         parts.append(
@@ -99,7 +96,7 @@ def line_plot(
         if len(line.x) == 1:
             x, y = place(line.x[0], line.y[0])
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>')
-    return _svg(width, height, parts, f"{y_label} over {x_label}")
+    return svg(width, height, parts, f"{y_label} over {x_label}")
 
 
 def _looks(lines: Sequence[Line]) -> list[tuple[str, str]]:
@@ -114,12 +111,6 @@ def _looks(lines: Sequence[Line]) -> list[tuple[str, str]]:
             (curve_color(number), ' stroke-dasharray="5 4" opacity="0.7"' if broken else dotted)
         )
     return looks
-
-
-def curve_color(number: int) -> str:
-    """Colour of the n-th curve; a page's style may set --curve-n."""
-    n = number % len(PALETTE)
-    return f"var(--curve-{n}, {PALETTE[n]})"
 
 
 def _legend(
@@ -163,8 +154,8 @@ def bar_plot(
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1):
         y = bottom - tick * (bottom - top)
-        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_GRID}"/>')
-        parts.append(_text(left - 7, y + 4, f"{tick:.0%}", anchor="end"))
+        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{GRID}"/>')
+        parts.append(text(left - 7, y + 4, f"{tick:.0%}", anchor="end"))
     labels = list(dict.fromkeys(bar.label for _, bars in groups for bar in bars))
     colors = {label: curve_color(i) for i, label in enumerate(labels)}
     slot = (right - left) / max(1, len(groups))
@@ -187,14 +178,14 @@ def bar_plot(
                 f'<line x1="{middle:.1f}" y1="{high:.1f}" x2="{middle:.1f}" y2="{low:.1f}" '
                 'stroke="#22262b" stroke-width="1.3"/>'
             )
-        parts.append(_text(centre, bottom + 18, name, anchor="middle"))
-    parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_AXIS}"/>')
-    parts.append(_text(0, 12, y_label))
+        parts.append(text(centre, bottom + 18, name, anchor="middle"))
+    parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{AXIS}"/>')
+    parts.append(text(0, 12, y_label))
     legend = right
     for label in reversed(labels):
-        parts.append(_text(legend, 12, label, anchor="end", color=colors[label], weight=600))
+        parts.append(text(legend, 12, label, anchor="end", color=colors[label], weight=600))
         legend -= 14 + 6.8 * len(label)
-    return _svg(width, height, parts, y_label)
+    return svg(width, height, parts, y_label)
 
 
 def bar_rows(
@@ -273,24 +264,24 @@ def heat_map(
     for j, name in enumerate(columns):
         x = left + cell * (j + 0.5)
         parts.append(
-            f'<text x="{x:.1f}" y="{top - 6}" fill="{_TEXT}" font-size="12" '
+            f'<text x="{x:.1f}" y="{top - 6}" fill="{TEXT}" font-size="12" '
             f'transform="rotate(-45 {x:.1f} {top - 6})">{escape(name)}</text>'
         )
     for i, name in enumerate(rows):
         total = max(1, sum(counts[i]))
         y = top + cell * i
-        parts.append(_text(left - 7, y + cell / 2 + 4, name, anchor="end"))
+        parts.append(text(left - 7, y + cell / 2 + 4, name, anchor="end"))
         for j, count in enumerate(counts[i]):
             share = count / total
             ink = "#ffffff" if share > 0.55 else "#22262b"
             parts.append(
                 f'<rect x="{left + cell * j}" y="{y}" width="{cell - 2}" height="{cell - 2}" '
-                f'rx="2" fill="{_shade(share)}"/>'
+                f'rx="2" fill="{shade(share)}"/>'
             )
             if count:
                 x = left + cell * j + (cell - 2) / 2
-                parts.append(_text(x, y + cell / 2 + 3, str(count), anchor="middle", color=ink))
-    return _svg(width, height, parts, "true answers by given answers")
+                parts.append(text(x, y + cell / 2 + 3, str(count), anchor="middle", color=ink))
+    return svg(width, height, parts, "true answers by given answers")
 
 
 def histogram(
@@ -323,19 +314,19 @@ def histogram(
         if count
     )
     parts = [f'<path d="{bars}" fill="{PALETTE[0]}"/>']
-    parts.append(_text(left - 7, top + 6, _count(most), anchor="end"))
+    parts.append(text(left - 7, top + 6, _count(most), anchor="end"))
     for bound in bounds:
         if low <= bound <= high:
             x = place(bound)
             parts.append(
-                f'<line x1="{x:.1f}" y1="{top - 8}" x2="{x:.1f}" y2="{bottom}" stroke="{_BOUND}" '
+                f'<line x1="{x:.1f}" y1="{top - 8}" x2="{x:.1f}" y2="{bottom}" stroke="{BOUND}" '
                 'stroke-width="1.3" stroke-dasharray="4 3"/>'
             )
     for tick in _ticks(low, high, 5):
-        parts.append(_text(place(tick), bottom + 15, _number(tick), anchor="middle"))
-    parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_AXIS}"/>')
-    parts.append(_text((left + right) / 2, height - 5, x_label, anchor="middle"))
-    return _svg(width, height, parts, x_label)
+        parts.append(text(place(tick), bottom + 15, _number(tick), anchor="middle"))
+    parts.append(f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{AXIS}"/>')
+    parts.append(text((left + right) / 2, height - 5, x_label, anchor="middle"))
+    return svg(width, height, parts, x_label)
 
 
 def pie(shares: Sequence[tuple[str, float]], *, title: str, size: int = 190) -> str:
@@ -363,31 +354,8 @@ def pie(shares: Sequence[tuple[str, float]], *, title: str, size: int = 190) -> 
         parts.append(
             f'<rect x="{size + 14}" y="{y - 10}" width="11" height="11" rx="2" fill="{color}"/>'
         )
-        parts.append(_text(size + 32, y, f"{name}  {part:.1%}"))
-    return _svg(size + 330, max(size, 30 + 20 * len(shares)), parts, title)
-
-
-def _svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img" '
-        f'aria-label="{escape(title, quote=True)}" font-size="12">{"".join(parts)}</svg>'
-    )
-
-
-def _text(
-    x: float, y: float, text: str, *, anchor: str = "start", color: str = _TEXT, weight: int = 400
-) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}" '
-        f'font-weight="{weight}">{escape(text)}</text>'
-    )
-
-
-def _shade(share: float) -> str:
-    """White to the first palette colour."""
-    low, high = (247, 248, 250), (47, 93, 138)
-    mixed = (round(a + (b - a) * share) for a, b in zip(low, high))
-    return "#{:02x}{:02x}{:02x}".format(*mixed)
+        parts.append(text(size + 32, y, f"{name}  {part:.1%}"))
+    return svg(size + 330, max(size, 30 + 20 * len(shares)), parts, title)
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:

@@ -93,7 +93,7 @@ def read_inputs(
       ValueError: a file is there and is not JSON; names it.
     """
     own = "Co-fine-tuning" if before else "Training"
-    stages = tuple(_stage(name, Path(path)) for name, path in (*before, (own, workdir)))
+    stages = tuple(read_stage(name, Path(path)) for name, path in (*before, (own, workdir)))
     evaluation = Path(workdir) / "evaluation"
     return ReportInputs(
         title=title,
@@ -109,7 +109,7 @@ def read_inputs(
     )
 
 
-def _stage(title: str, workdir: Path) -> Stage:
+def read_stage(title: str, workdir: Path) -> Stage:
     if not workdir.is_dir():
         raise FileNotFoundError(f"no run directory {workdir} ({title}): train it first")
     return Stage(

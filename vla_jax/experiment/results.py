@@ -1,0 +1,220 @@
+"""`results.json`: what the cells of an experiment have measured, and the differences."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from vla_jax.evaluation.base import Result
+from vla_jax.evaluation.provenance import git_commit
+from vla_jax.evaluation.statistics import Estimate, Share, combine, mean_of, share_of
+from vla_jax.experiment.description import Cell, Experiment, Pictures
+from vla_jax.experiment.paper import GROUPS
+from vla_jax.experiment.run import Stages
+from vla_jax.experiment.stages import cell_directory
+
+MEASURES = {
+    "seen": "seen tasks",
+    "unseen": "unseen, average",
+    "emergent": "emergent, average",
+    "web_only": "web-only concepts",
+    "control": "control",
+    "rollouts_robot": "new layouts, seen concepts",
+    "rollouts_web_only": "new layouts, web-only concepts",
+    "vqa": "questions right",
+    "vqa_all": "answers right",
+    "action_tokens": "action tokens right",
+}
+"""In tables. "vqa": answered in words; "vqa_all": places, boxes, names and captions, too."""
+COMPARED = ("web_only", "rollouts_web_only", "emergent", "unseen", "seen")
+
+
+class CellResult(TypedDict):
+    """One cell.
+
+    Attributes:
+      done: whether it is finished, with the settings asked for; the rest is there only then.
+      suites: the suites' cells as they were measured.
+      measures: name in `MEASURES` or of a group -> share with its 95% interval.
+      samples, robot_samples: seen in training.
+      parts: names of the stages.
+    """
+
+    name: str
+    size: str
+    training: str
+    web_share: float
+    batch_size: int
+    tables: list[str]
+    done: bool
+    parts: list[str]
+    directory: str
+    suites: list[dict[str, Any]]
+    measures: dict[str, Estimate | Share]
+    samples: NotRequired[int]
+    robot_samples: NotRequired[float]
+    device: NotRequired[str]
+    seeds: NotRequired[dict[str, Any]]
+
+
+def collect(experiment: Experiment, out: Path, stages: Stages, names: Sequence[str]) -> Result:
+    """Everything that `results.json` holds.
+
+    Args:
+      stages: with those of at least the cells in `names`.
+      names: of cells; others are listed as not run.
+
+    Raises ValueError for a result that is not JSON.
+    """
+    cells = [_cell(experiment, out, stages, c, c.name in names) for c in experiment.cells]
+    by_name = {cell["name"]: cell for cell in cells}
+    return {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "git": git_commit(),
+        "world": experiment.world,
+        "updates": experiment.updates,
+        "robot_rows": experiment.robot_rows,
+        "main": experiment.main,
+        "cells": cells,
+        "comparisons": [
+            difference
+            for c in experiment.comparisons
+            for difference in compare(by_name[c.cell], by_name[c.baseline])
+        ],
+        "stages": stages.summary(),
+    }
+
+
+def compare(cell: CellResult, baseline: CellResult) -> list[dict[str, Any]]:
+    """`cell` minus `baseline` in every measure of `COMPARED` that both have.
+
+    Of two plain shares this is Newcombe's hybrid score interval, see `statistics.combine`. It takes
+    the two as independent; layouts and tasks are the same in both.
+    """
+    found = []
+    for name in COMPARED:
+        pair = [side["measures"].get(name) for side in (cell, baseline)]
+        parts = [part for part in pair if part is not None and part["share"] is not None]
+        if len(parts) < 2:
+            continue
+        difference = combine((1, -1), parts)
+        entry = {
+            "cell": cell["name"],
+            "baseline": baseline["name"],
+            "size": cell["size"],
+            "trainings": [cell["training"], baseline["training"]],
+            "measure": name,
+            "shares": [part["share"] for part in parts],
+            **difference,
+            "excludes_zero": difference["low"] > 0 or difference["high"] < 0,
+        }
+        found.append({**entry, "sentence": _sentence(entry)})
+    return found
+
+
+def _sentence(entry: dict[str, Any]) -> str:
+    one, other = entry["trainings"]
+    shares = " against ".join(f"{100 * share:.0f}%" for share in entry["shares"])
+    points, low, high = (100 * entry[key] for key in ("share", "low", "high"))
+    verdict = "excludes" if entry["excludes_zero"] else "does not exclude"
+    return (
+        f"{entry['size']}, {MEASURES[entry['measure']]}: {one} minus {other} is {points:+.0f} "
+        f"points ({shares}; 95% interval {low:+.0f} to {high:+.0f}), which {verdict} zero."
+    )
+
+
+def _cell(experiment: Experiment, out: Path, stages: Stages, cell: Cell, asked: bool) -> CellResult:
+    directory = cell_directory(out, cell)
+    result = CellResult(
+        name=cell.name,
+        size=experiment.sizes[cell.size].label,
+        training=cell.training,
+        web_share=1 - experiment.robot_share(cell),
+        batch_size=experiment.batch_size(cell),
+        tables=list(cell.tables),
+        done=asked and stages.done(f"evaluate/{cell.name}"),
+        parts=[f"train/{cell.name}", f"evaluate/{cell.name}"],
+        directory=directory.relative_to(out).as_posix(),
+        suites=[],
+        measures={},
+    )
+    if not result["done"]:
+        return result
+    evaluation = directory / "evaluation"
+    suites = _read(evaluation / "suites.json")
+    if suites:
+        result["suites"] = [c | _estimate(c) for c in suites["cells"]]
+        result["measures"] |= suite_measures(suites)
+    result["measures"] |= _other_measures(experiment, evaluation)
+    config, run = _read(directory / "config.json"), _read(evaluation / "run.json") or {}
+    result["samples"] = config["train"]["steps"] * config["train"]["batch_size"]
+    result["robot_samples"] = result["samples"] * experiment.robot_share(cell)
+    result["device"] = run.get("device", "?")
+    result["seeds"] = {
+        "parameters": config["train"]["seed"],
+        "data order": config["data"]["seed"],
+        "evaluation": run.get("settings", {}).get("seed"),
+    }
+    return result
+
+
+def suite_measures(suites: dict[str, Any]) -> dict[str, Estimate | Share]:
+    """Averages of a `suites.json`, each with its interval.
+
+    As in the paper: unseen is the mean of its six columns, emergent that of its three groups, each
+    the mean of its cells.
+    """
+
+    def mean(chosen: Callable[[dict[str, Any]], bool]) -> Estimate:
+        return mean_of([_estimate(cell) for cell in suites["cells"] if chosen(cell)])
+
+    measures: dict[str, Estimate | Share] = {
+        suite: mean(lambda cell, suite=suite: cell["suite"] == suite)
+        for suite in ("seen", "unseen", "control")
+    }
+    groups = {
+        group: mean(lambda c, group=group: c["suite"] == "emergent" and c["group"] == group)
+        for group in GROUPS
+    }
+    measures |= groups | {"emergent": mean_of(list(groups.values()))}
+    if web_only := suites["averages"].get("web_only"):
+        measures["web_only"] = _estimate(web_only)
+    return {name: value for name, value in measures.items() if value["share"] is not None}
+
+
+def _other_measures(experiment: Experiment, evaluation: Path) -> dict[str, Estimate | Share]:
+    measures: dict[str, Estimate | Share] = {}
+    rollouts = _read(evaluation / "rollouts.json") or {"runs": []}
+    for run in rollouts["runs"]:
+        if run["agent"] == "policy":
+            measures[f"rollouts_{run['pool']}"] = _estimate(run["total"])
+    for name, data in experiment.data.items():
+        kind, keys = "actions", {"action_tokens": "token_accuracy"}
+        if isinstance(data, Pictures):
+            kind, keys = "vqa", {"vqa": "questions", "vqa_all": "right"}
+        found = _read(evaluation / f"{kind}_{name}.json") or {}
+        for measure, key in keys.items():
+            if key in found and measure not in measures:
+                measures[measure] = _estimate(found[key])
+    return {name: value for name, value in measures.items() if value["share"] is not None}
+
+
+def _estimate(entry: dict[str, Any]) -> Estimate | Share:
+    """With `count` and `n` the interval is made from them, whatever the file says."""
+    if "count" in entry:
+        return share_of(entry["count"], entry["n"])
+    return Estimate(share=entry["share"], low=entry["low"], high=entry["high"])
+
+
+def _read(path: Path) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path} is not JSON ({e}): delete it and run again with --redo") from e
