@@ -18,7 +18,6 @@ from vla_jax.evaluation.rollout import (
     MAX_ATTEMPTS,
     Moves,
     Outcome,
-    Videos,
     expert_agent,
     make_plans,
     policy_agent,
@@ -28,6 +27,7 @@ from vla_jax.evaluation.rollout import (
 )
 from vla_jax.evaluation.speed import Speed
 from vla_jax.evaluation.tabletop import PointingEvaluator, RolloutEvaluator
+from vla_jax.evaluation.videos import Videos
 from vla_jax.models.presets import ModelConfig
 from vla_jax.text.vocabulary import Vocabulary
 

@@ -29,12 +29,12 @@ from vla_jax.evaluation.rollout import (
     Outcome,
     Plan,
     Pool,
-    Videos,
     make_agents,
     run_episodes,
     summarize,
 )
 from vla_jax.evaluation.statistics import Share, mean_of, share_of
+from vla_jax.evaluation.videos import Videos
 from vla_jax.types import Params
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from vla_jax.evaluation.base import EvaluationConfig, Result, divided, finite
 from vla_jax.evaluation.pointing import measure_pointing, render_views
 from vla_jax.evaluation.rollout import (
     Pool,
-    Videos,
     make_agents,
     make_plans,
     run_episodes,
     summarize,
 )
 from vla_jax.evaluation.speed import Speed
+from vla_jax.evaluation.videos import Videos
 
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy

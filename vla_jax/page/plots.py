@@ -209,16 +209,16 @@ def bar_rows(
     parts, y = [], 26.0
     legend = float(right)
     for label in reversed(labels):
-        parts.append(_text(legend, 12, label, anchor="end", color=colors[label], weight=600))
+        parts.append(text(legend, 12, label, anchor="end", color=colors[label], weight=600))
         legend -= 14 + 6.8 * len(label)
     for group, rows in groups:
-        parts.append(_text(0, y + 12, group, weight=600))
+        parts.append(text(0, y + 12, group, weight=600))
         y += 20
         for name, bars in rows:
             middle = y + thick * len(bars) / 2
-            parts.append(_text(left - 8, middle + 4, name, anchor="end"))
+            parts.append(text(left - 8, middle + 4, name, anchor="end"))
             if bars and bars[0].value is not None:
-                parts.append(_text(right + 8, middle + 4, f"{bars[0].value:.0%}"))
+                parts.append(text(right + 8, middle + 4, f"{bars[0].value:.0%}"))
             for bar in bars:
                 if bar.value is not None:
                     parts += _lying(bar, name, left, right, y, thick, colors[bar.label])
@@ -228,10 +228,10 @@ def bar_rows(
     grid = []
     for tick in (0, 0.25, 0.5, 0.75, 1):
         x = left + tick * (right - left)
-        grid.append(f'<line x1="{x:.1f}" y1="26" x2="{x:.1f}" y2="{y:.1f}" stroke="{_GRID}"/>')
-        grid.append(_text(x, y + 14, f"{tick:.0%}", anchor="middle"))
-    parts.append(_text((left + right) / 2, y + 32, x_label, anchor="middle"))
-    return _svg(width, y + 38, [*grid, *parts], x_label)
+        grid.append(f'<line x1="{x:.1f}" y1="26" x2="{x:.1f}" y2="{y:.1f}" stroke="{GRID}"/>')
+        grid.append(text(x, y + 14, f"{tick:.0%}", anchor="middle"))
+    parts.append(text((left + right) / 2, y + 32, x_label, anchor="middle"))
+    return svg(width, y + 38, [*grid, *parts], x_label)
 
 
 def _lying(

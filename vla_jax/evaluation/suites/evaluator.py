@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from vla_jax.envs.tabletop.config import CONFIGS, TabletopConfig
 from vla_jax.evaluation.base import EvaluationConfig, Result, divided
 from vla_jax.evaluation.media import Frame
-from vla_jax.evaluation.rollout import Outcome, Videos, make_agents, run_episodes
+from vla_jax.evaluation.rollout import Outcome, make_agents, run_episodes
 from vla_jax.evaluation.statistics import share_of
 from vla_jax.evaluation.suites.cells import Cell, cells_of, make_plans
 from vla_jax.evaluation.tabletop import MakePool, make_pool
+from vla_jax.evaluation.videos import Videos
 
 if TYPE_CHECKING:
     from vla_jax.decoding.policy import Policy
