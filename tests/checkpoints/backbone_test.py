@@ -63,7 +63,8 @@ def test_encoder_equals_onnxruntime(monkeypatch):
     params["head/bias"] = np.zeros(decoder.width, np.float32)
     tree, images = unflatten(params), pixels.astype(np.float32) / 127.5 - 1
     got = jax.jit(lambda tree, x: Vit(config).apply({"params": tree}, x))(tree, images)
-    np.testing.assert_allclose(got[..., : vit.width], want, atol=1e-4)
+    # A few channels are up to 30, the others about 1; float32 on both sides.
+    np.testing.assert_allclose(got[..., : vit.width], want, rtol=5e-5, atol=1e-4)
 
 
 def test_language_model_knows_english_from_shuffled_words():
