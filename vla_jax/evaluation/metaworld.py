@@ -147,7 +147,10 @@ class MetaworldEvaluator:
         )
 
     def plans(self) -> list[Plan]:
-        """Task by task; numbers and seeds do not depend on which tasks are asked for."""
+        """Round by round through the tasks, so that the first figures shown are of all of them.
+
+        Numbers and seeds do not depend on which tasks are asked for.
+        """
         order, config = list(TASKS), self._config
         return [
             Plan(
@@ -155,8 +158,8 @@ class MetaworldEvaluator:
                 config.seed + trial,
                 {"task": task.name},
             )
-            for task in self._tasks
             for trial in range(config.trials)
+            for task in self._tasks
         ]
 
     def measure(self, policy: Policy, media: Path | None = None) -> Result:
