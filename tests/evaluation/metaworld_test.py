@@ -187,6 +187,11 @@ def test_a_killed_evaluation_goes_on_with_what_is_missing(tmp_path, capsys):
     more = dataclasses.replace(CONFIG, tasks=(*FOUR, "sweep-v3"), trials=7, rollout_envs=3)
     measure(broken, pool, config=more)
     assert len(pool.started) == 4 + 7
+    # Fewer: nothing is missing, and the videos are there.
+    pool = World(5)
+    fewer = measure(broken, pool, config=dataclasses.replace(CONFIG, tasks=FOUR[:2], trials=1))
+    assert not pool.started and fewer["runs"][0]["total"]["n"] == 2
+    assert {clip["family"] for clip in fewer["runs"][0]["videos"]} == set(FOUR[:2])
     # Another policy, and another way to act, start again.
     for changed in (
         {"policy": Policy(weights=2.0)},

@@ -140,7 +140,10 @@ class MetaworldEvaluator:
         )
 
     def plans(self) -> list[Plan]:
-        """Task by task; numbers and seeds do not depend on which tasks are asked for."""
+        """Round by round through the tasks, so that the first figures shown are of all of them.
+
+        Numbers and seeds do not depend on which tasks are asked for.
+        """
         order, config = list(TASKS), self._config
         return [
             Plan(
@@ -148,8 +151,8 @@ class MetaworldEvaluator:
                 config.seed + trial,
                 {"task": task.name},
             )
-            for task in self._tasks
             for trial in range(config.trials)
+            for task in self._tasks
         ]
 
     def measure(self, policy: Policy, media: Path | None = None) -> Result:
@@ -185,7 +188,7 @@ class MetaworldEvaluator:
         self, agent: str, act: Agent, policy: Policy, log: _Trials, media: Path | None
     ) -> dict[str, Any]:
         plans = self.plans()
-        done, clips = log.done(agent, {plan.number for plan in plans})
+        done, clips = log.done(agent, plans)
         # Process 0 alone keeps a file.
         done = {o.number: o for o in policy.gather(list(done.values()))}
         missing = [plan for plan in plans if plan.number not in done]
@@ -265,15 +268,14 @@ class _Trials:
         partial.write_text("".join(json.dumps(line) + "\n" for line in [head, *self._lines]))
         partial.replace(path)
 
-    def done(self, agent: str, numbers: set[int]) -> tuple[dict[int, Outcome], list[Any]]:
-        """Outcomes of these numbers, and videos of them."""
-        mine = [
-            line
-            for line in self._lines
-            if line["agent"] == agent and line["outcome"]["number"] in numbers
-        ]
+    def done(self, agent: str, plans: Sequence[Plan]) -> tuple[dict[int, Outcome], list[Any]]:
+        """Outcomes of these trials by number, and videos of any trial of their tasks."""
+        numbers = {plan.number for plan in plans}
+        tasks = {plan.options["task"] for plan in plans}
+        mine = [line for line in self._lines if line["agent"] == agent]
         outcomes = [Outcome(**line["outcome"]) for line in mine]
-        return {o.number: o for o in outcomes}, [clip for line in mine for clip in line["videos"]]
+        clips = [clip for line in mine for clip in line["videos"] if clip["family"] in tasks]
+        return {o.number: o for o in outcomes if o.number in numbers}, clips
 
     def add(self, agent: str, outcome: Outcome, videos: list[dict[str, Any]]) -> None:
         if self._path is None:
