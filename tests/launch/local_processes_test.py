@@ -216,7 +216,13 @@ def _write_held_out(folder: Path) -> None:
     spec = end_effector_spec("test", max_position_m=0.05, max_rotation_rad=0.1, control_hz=5)
     write_episodes(episodes(), folder / "arm", spec, name="arm", description="", test_every=5)
     rows = [
-        ImageTextRow(encoded(i), f"Q: what is {i}? A:", answer="a dog", task="name", language="en")
+        ImageTextRow(
+            image=encoded(i),
+            prompt=f"Q: what is {i}? A:",
+            answer="a dog",
+            task="name",
+            language="en",
+        )
         for i in range(8)
     ]
     splits = {"train": rows[:1], "test": rows[1:]}
