@@ -214,13 +214,19 @@ def _without_speeds(workdir: Path) -> list[dict[str, float]]:
 
 def _write_held_out(folder: Path) -> None:
     spec = end_effector_spec("test", max_position_m=0.05, max_rotation_rad=0.1, control_hz=5)
-    text = {"name": "", "description": ""}
-    write_episodes(episodes(), folder / "arm", spec, test_every=5, **text)
+    write_episodes(episodes(), folder / "arm", spec, name="arm", description="", test_every=5)
     rows = [
-        ImageTextRow(encoded(i), f"Q: what is {i}? A:", answer="a dog", task="name", language="en")
+        ImageTextRow(
+            image=encoded(i),
+            prompt=f"Q: what is {i}? A:",
+            answer="a dog",
+            task="name",
+            language="en",
+        )
         for i in range(8)
     ]
-    write_image_text({"train": rows[:1], "test": rows[1:]}, folder / "quiz", **text)
+    splits = {"train": rows[:1], "test": rows[1:]}
+    write_image_text(splits, folder / "quiz", name="quiz", description="")
 
 
 def _validation(workdir: Path) -> dict[int, dict[str, float]]:

@@ -116,8 +116,11 @@ def read_stage(title: str, workdir: Path) -> Stage:
         title=title,
         workdir=workdir,
         config=_read(workdir / "config.json") or {},
-        # Those of training, not of the evaluations between.
-        metrics=[r for r in _read_lines(workdir / "metrics.jsonl") if "loss" in r],
+        metrics=[
+            record
+            for record in _read_lines(workdir / "metrics.jsonl")
+            if not any(name.startswith("val/") for name in record)  # of evaluations in between
+        ],
         speed=_read(workdir / "speed.json"),
     )
 
