@@ -159,7 +159,7 @@ def make_evaluators(
             )
             evaluators.append(ActionEvaluator(batches, f"actions_{name}", robot))
     if settings.world == "metaworld":
-        if builder.action_tokenizers:
+        if settings.rollout_episodes and builder.action_tokenizers:
             evaluators.append(MetaworldEvaluator(settings, config.model.image_size))
         return evaluators
     if settings.pointing_views:

@@ -12,10 +12,12 @@ from vla_jax.build import TrainingRun, acting_policy
 from vla_jax.data.sources.base import Source
 from vla_jax.data.sources.opening import open_source
 from vla_jax.decoding.policy import Policy
+from vla_jax.envs.metaworld.tasks import find_tasks
 from vla_jax.evaluate import make_evaluators
 from vla_jax.evaluation.actions import ActionEvaluator
 from vla_jax.evaluation.base import EvaluationConfig, Evaluator, run
 from vla_jax.evaluation.captions import CaptionEvaluator
+from vla_jax.evaluation.metaworld import MetaworldEvaluator
 from vla_jax.evaluation.rollout import make_agents
 from vla_jax.evaluation.tabletop import RolloutEvaluator
 from vla_jax.evaluation.vqa import VqaEvaluator
@@ -30,7 +32,7 @@ _CLASSES = {
     "actions": ActionEvaluator,
     "vqa": VqaEvaluator,
     "captions": CaptionEvaluator,
-    "rollouts": RolloutEvaluator,
+    "rollouts": RolloutEvaluator | MetaworldEvaluator,
 }
 
 
@@ -71,7 +73,7 @@ class InTraining:
             params, training.config, training.builder, batch_size=settings.batch_size
         )
         for evaluator in self._evaluators:
-            if isinstance(evaluator, RolloutEvaluator):
+            if isinstance(evaluator, RolloutEvaluator | MetaworldEvaluator):
                 make_agents(settings, self._policy, evaluator.world.action_spec)
         self._policy.params = {}
 
@@ -115,6 +117,8 @@ def _in_training(config: EvaluationConfig) -> EvaluationConfig:
         caption_examples=count("captions", examples),
         action_steps=count("actions", examples),
         rollout_episodes=count("rollouts", episodes),
+        trials=max(1, episodes // len(find_tasks(config.tasks))),
+        suite_rollouts=0,
         pointing_views=0,
         baselines=False,
     )

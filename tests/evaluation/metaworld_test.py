@@ -80,6 +80,9 @@ class Policy:
         self.action_tokenizer = UniformTokenizer(SPEC, np.arange(1000, 1256))
         self.states: list[np.ndarray] = []
 
+    def gather(self, found=(), error=None):
+        return list(found)
+
     def act(self, images, instructions, *, temperature=0.0, seeds=(), states=None) -> ActResult:
         assert len(images) == len(states)
         self.states.extend(states)

@@ -34,7 +34,7 @@ class EvaluationConfig:
       vqa_examples: held-out questions, spread evenly over each image-text source.
       caption_examples: held-out pictures with captions, likewise; needs the extra `captions`.
       action_steps: held-out robot steps, likewise.
-      rollout_episodes: closed-loop episodes per concept pool.
+      rollout_episodes: closed-loop episodes per concept pool; in Meta-World, see `trials`.
       action_temperature: of sampling action tokens in the rollouts; 0 takes the likeliest. A greedy
         policy that hesitates between two ways can stand still for good.
       execute_steps: actions of a chunk that are done before the policy looks again.

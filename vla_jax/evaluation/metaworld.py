@@ -112,6 +112,9 @@ class MetaworldEvaluator:
     `metaworld_trials.jsonl`, beside the results, as soon as it ends. Trials of another policy or
     of other settings there are replaced.
 
+    Attributes:
+      world: of the simulators.
+
     Args:
       config: which tasks, how many trials, seeds. Trial e of each task has seed + e.
       image_size: of the pictures that the policy is shown, pixels.
@@ -128,13 +131,13 @@ class MetaworldEvaluator:
     ):
         self._config = config
         self._tasks = find_tasks(config.tasks)
-        self._world = MetaworldConfig(image_size=image_size)
+        self.world = MetaworldConfig(image_size=image_size)
         self._start_pool = start_pool or self._open
 
     def _open(self) -> EnvPool:
         episodes = len(self._tasks) * self._config.trials
         return EnvPool(
-            self._world,
+            self.world,
             num_envs=min(self._config.rollout_envs, episodes),
             num_workers=self._config.rollout_workers,
         )
@@ -158,7 +161,7 @@ class MetaworldEvaluator:
     def measure(self, policy: Policy, media: Path | None = None) -> Result:
         """See `Evaluator`. Raises ValueError if the policy's ActionSpec is not the world's."""
         config = self._config
-        agents = make_agents(config, policy, self._world.action_spec)
+        agents = make_agents(config, policy, self.world.action_spec)
         log = _Trials(media and media.parent / TRIALS_FILE, self._key(policy))
         runs = [self._run(agent, act, policy, log, media) for agent, act in agents.items()]
         scalars = {
@@ -176,9 +179,9 @@ class MetaworldEvaluator:
             "trials": config.trials,
             "tasks": [dataclasses.asdict(task) for task in self._tasks],
             "seed": config.seed,
-            "image_size": self._world.image_size,
-            "max_steps": self._world.max_steps,
-            "control_hz": self._world.control_hz,
+            "image_size": self.world.image_size,
+            "max_steps": self.world.max_steps,
+            "control_hz": self.world.control_hz,
             "runs": runs,
             "published": [row._asdict() for row in PUBLISHED],
             "scalars": scalars,
@@ -197,7 +200,7 @@ class MetaworldEvaluator:
             print(f"{label}: {len(done)} of {len(plans)} trials are done already", flush=True)
         videos = None
         if media is not None and agent == "policy" and self._config.videos_per_outcome:
-            step_ms = 1000 / self._world.control_hz
+            step_ms = 1000 / self.world.control_hz
             per_outcome = self._config.videos_per_outcome
             videos = Videos(media, "metaworld", per_outcome, step_ms=step_ms, saved=clips)
 
@@ -227,7 +230,7 @@ class MetaworldEvaluator:
         sums = [int(x) for x in jax.tree.leaves(_bit_sums(policy.params))]
         return {
             "policy": hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16],
-            "image_size": self._world.image_size,
+            "image_size": self.world.image_size,
             **{name: value for name, value in settings.items() if name not in _HARMLESS},
         }
 
