@@ -59,7 +59,7 @@ def test_the_evaluation_has_these_settings(name):
     known = {field.name for field in dataclasses.fields(EvaluationConfig)}
     for cell in PRESETS[name].cells:
         settings = evaluation_settings(PRESETS[name], cell)
-        assert set(settings) - {"suite_rollouts"} <= known
+        assert set(settings) <= known
         assert int(settings["vqa_examples"]) > 0  # also of cells that saw no web data
     assert PRESETS[name].world in ("demo", "full")
 
