@@ -149,7 +149,7 @@ def test_a_run_is_evaluated_when_due_and_alike_after_a_resume(data_sets, tmp_pat
 @pytest.mark.parametrize(
     ("in_training", "changes", "message"),
     [
-        (("rollouts",), {}, "table-top world"),
+        (("rollouts",), {}, "that of world .demo."),
         (("captions",), {}, "no source has held-out data for it"),
         (("loss",), {"train__keep_best": "val/loss", "train__evaluate_every": 0}, "evaluate_every"),
     ],

@@ -28,7 +28,7 @@ def test_a_run_without_plans_goes_on_with_them(data_sets, tmp_path):
 
     config = make_config(
         (tmp_path / "robot", data_sets[1]),
-        train__steps=40,
+        train__steps=20,
         train__init_from=str(tmp_path / "before"),
     )
     robot = dataclasses.replace(config.data.sources["robot"], plan="plan")
