@@ -1,4 +1,4 @@
-"""The web-trained VLM that ships: it fits the demo's config, and points where its card says."""
+"""The web-trained VLMs that ship fit the demo's config and point where their cards say."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ pytestmark = pytest.mark.usefixtures("optimized")
 ROOT = Path(__file__).parents[2]
 
 
-def test_it_points_as_its_card_says():
-    config = config_lib.parse(config_lib.load_config(ROOT / "configs/demo_cotrain.py"))
+@pytest.mark.parametrize("size", ["demo", "demo_small"])
+def test_it_points_as_its_card_says(size):
+    overrides = [
+        f"model.preset={size}",
+        f"train.init_from=vla_jax/assets/{size}_vlm/vlm.npz",
+    ]
+    config = config_lib.parse(config_lib.load_config(ROOT / "configs/demo_cotrain.py", overrides))
     file = ROOT / config.train.init_from
     card = json.loads(file.with_suffix(".json").read_text())
     vocabulary = Vocabulary()
