@@ -10,7 +10,7 @@ from typing import Any
 from vla_jax.evaluation.base import Result
 from vla_jax.evaluation.report.inputs import Stage, read_stage
 from vla_jax.experiment import tables
-from vla_jax.experiment.results import MEASURES
+from vla_jax.experiment.results import MEASURES, NAMES
 from vla_jax.page.document import write_page
 from vla_jax.page.markup import Figures, Markup, cards, missing, paragraph, percent, section
 from vla_jax.page.plots import Line, line_plot
@@ -47,21 +47,30 @@ def write_experiment_page(results: Result, root: Path, out: Path) -> Path:
         for cell in results["cells"]
         if cell["done"]
     }
-    body = [
-        _header(results),
-        _table("unseen", tables.unseen_table(results), figures),
-        _table("emergent", tables.emergent_table(results), figures),
-        _differences(results, figures),
-        _map(results, figures),
-        _table("cells", tables.every_cell(results), figures),
-        _ratio(results, figures),
+    # A section that the experiment does not ask for is left out; one that is not measured yet says
+    # so.
+    asked = {table for cell in results["cells"] for table in cell["tables"]}
+    suites, emergent = "ablation" in asked, bool(asked & {"ablation", "emergent"})
+    own = tables.own_tables(results)
+    titles = [(f"own-{number}", table.title) for number, table in enumerate(own)]
+    body = [_header(results)]
+    body += [_table(key, table, figures) for (key, _), table in zip(titles, own)]
+    body += [_table("unseen", tables.unseen_table(results), figures)] if suites else []
+    body += [_table("emergent", tables.emergent_table(results), figures)] if emergent else []
+    body.append(_differences(results, figures))
+    body += [_map(results, figures)] if emergent else []
+    body.append(_table("cells", tables.every_cell(results), figures))
+    body += [_ratio(results, figures)] if "ratio" in asked else []
+    body += [
         _curves(results, runs, figures),
         _videos(results, root, figures),
         _table("time", tables.wall_times(results), figures),
         _reproduce(results, runs),
     ]
+    absent = {"unseen": suites, "emergent": emergent, "map": emergent, "ratio": "ratio" in asked}
+    links = [(key, words) for key, words in _NAVIGATION if absent.get(key, True)]
     style = f"<style>{_STYLE.read_text()}</style>"
-    return write_page(out, results["title"], _NAVIGATION, body, head=style)
+    return write_page(out, results["title"], [*titles, *links], body, head=style)
 
 
 def _header(results: Result) -> Markup:

@@ -17,6 +17,11 @@ from vla_jax.experiment.description import (
 )
 
 TITLE = "Does web knowledge reach the arm?"
+LEAD = (
+    "RT-2’s ablation on a table-top: the same robot data, learned from scratch, by fine-tuning a "
+    "web-trained model, and by co-fine-tuning it on web data, too; then asked for things that no "
+    "robot episode has shown."
+)
 SCRATCH, FINE, CO = "from scratch", "fine-tuning", "co-fine-tuning"
 _CONFIG = "configs/demo_cotrain.py"
 _WEB_SHARES = {0: 0.0, 25: 0.25, 50: 0.5, 66: 2 / 3, 75: 0.75}
@@ -92,6 +97,7 @@ def _evaluation(suite_rollouts: int, **settings: int) -> tuple[str, ...]:
 LAPTOP = Experiment(
     name="laptop",
     title=TITLE,
+    lead=LEAD,
     config=_CONFIG,
     data={"robot": Episodes("demo", 2000), "web": Pictures(9000, 600)},
     sizes={
@@ -140,6 +146,7 @@ _GPU_RECIPE = (
 GPU = Experiment(
     name="gpu",
     title=TITLE,
+    lead=LEAD,
     config=_CONFIG,
     data={"robot": Episodes("full", 20_000), "web": Pictures(100_000, 2000)},
     sizes={
@@ -180,6 +187,7 @@ GPU = Experiment(
 SMOKE = Experiment(
     name="smoke",
     title=TITLE + " (a try of the commands, far too short to learn anything)",
+    lead=LEAD,
     config=_CONFIG,
     data={"robot": Episodes("demo", 40), "web": Pictures(64, 40)},
     sizes={"large": ModelSize("2.2M", "demo", 40, 0.5, vlm="vla_jax/assets/demo_vlm/vlm.npz")},
