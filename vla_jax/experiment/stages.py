@@ -183,7 +183,7 @@ def _vlm_stage(experiment: Experiment, out: Path, key: str) -> Stage:
         title=f"the web-trained VLM of {size.label}",
         commands=tuple(commands),
         directory=directory,
-        result=vlm_file(experiment, out, key),
+        result=Path(vlm_file(experiment, out, key)),
         settings={"preset": size.preset, "recipe": schema.to_plain(size.recipe)},
         seconds=len(commands) * experiment.pace.start_s
         + samples / experiment.pace.vlm_samples_per_s,
