@@ -192,7 +192,8 @@ def main(words: list[str]) -> None:
     values = dict(w.split("=", 1) for w in words if "=" in w)
     place = Path(values.get("--out") or values["--workdir"])
     place = place.parent if module == "vla_jax.evaluate" and "--out" in values else place
-    line = f"{module.split('.')[-1]} {place.name}"
+    what = module.removeprefix("tools/").removesuffix(".py").split(".")[-1]
+    line = f"{what} {place.name}"
     with Path(os.environ["FAKE_TRACE"]).open("a") as file:
         file.write(line + "\n")
     if os.environ.get("FAKE_FAIL") == line:
