@@ -171,7 +171,8 @@ GPU = Experiment(
     updates=8000,
     overrides=(
         *("model.compute_dtype=bfloat16", "model.unroll_layers=false"),
-        *("data.threads=12", "optimizer.warmup_steps=300"),
+        # The whole world asks in longer prompts: of up to 32 tokens in the suites.
+        *("data.max_tokens=50", "data.threads=12", "optimizer.warmup_steps=300"),
         *("train.checkpoint_every=1000", "train.keep_checkpoints=1"),
     ),
     evaluation=_evaluation(
