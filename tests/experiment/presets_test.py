@@ -68,8 +68,8 @@ def test_the_training_that_each_command_asks_for(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "gemma"])
 def test_the_suites_prompts_fit_the_room(name, tmp_path):
-    """A prompt that is too long would end an evaluation after hours of training. Gemma's vocabulary,
-    which has fewer tokens a prompt, is not there."""
+    """One that does not would end an evaluation after hours of training. Gemma's vocabulary, which
+    has fewer tokens a prompt, is not there."""
     experiment, found = PRESETS[name], stages(PRESETS[name], tmp_path)
     vocabulary = Vocabulary()
     asked = set()
