@@ -13,8 +13,8 @@ with the same robot samples; and along a curve of web shares. Presets:
     recovery    episodes in which something goes wrong, or none; run without and with pushes
     smoke       minutes, to see every command work
 
-Every step is a command that a user could type. Run again to go on after an interruption. Writes `tables.md`, `results.json` and
-`experiment.html`, anew after each cell.
+Every step is a command that a user could type. Run again to go on after an interruption. Writes
+`tables.md`, `results.json` and `experiment.html`, anew after each cell.
 
     --plan          prints the steps with the time that they should take, and ends
     --only=A,B      runs these cells (and the data)

@@ -3,8 +3,8 @@
 Takes the newest checkpoint in the workdir and the evaluation section of its config; any key of that
 section can be overridden: `--evaluation.rollout_episodes=100`. A count of 0 leaves a part out.
 Results go to `evaluation/*.json` and `evaluation/media/` of the workdir, where
-`python -m vla_jax.evaluation.report` finds them, or to `--out=DIR`. On several hosts, start it on each, as training:
-they share the work, and process 0 writes.
+`python -m vla_jax.evaluation.report` finds them, or to `--out=DIR`. On several hosts, start
+it on each, as training: they share the work, and process 0 writes.
 
 The imports are inside the functions: the simulators' worker processes import the main module again,
 and rendering in a process that has loaded TensorFlow ends in a segmentation fault.
