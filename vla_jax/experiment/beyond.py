@@ -46,7 +46,7 @@ _PLANS_OFF = Cell("plans_off", "demo", "without plans", _HALF, overrides=_room(2
 PLANS = Experiment(
     name="plans",
     title="Does it help to say a plan before acting?",
-    lead="Chain of thought, as in section 4.4 of RT-2: half of the episodes’ instructions take a "
+    lead="Chain of thought, as RT-2 tried it: half of the episodes’ instructions take a "
     "step of thought, “pick the sum of one and two”. One policy was trained to say the plain words "
     "for it before it acts, “pick the number 3”, the other to act at once, on the same episodes.",
     config=_CONFIG,
@@ -102,7 +102,7 @@ CHUNKS = Experiment(
     name="chunks",
     title="Chunks of actions: success and rate",
     lead="RT-2 says one action a look, each number a token of 256 bins. FAST (arXiv 2501.09747) "
-    "says four actions at once in about as many tokens; the robot does all of them before it looks "
+    "says four actions at once in a third of the tokens; the robot does all of them before it looks "
     "again, or one, or averages what all looks said about a step (ACT, arXiv 2304.13705).",
     config=_CONFIG,
     data={"robot": Episodes("demo", 2000), "web": Pictures(9000, 600)},

@@ -146,7 +146,7 @@ def _differences(results: Result, figures: Figures) -> Markup:
     items = "".join(
         f'<li class="{"yes" if entry["excludes_zero"] else "no"}">{escape(entry["sentence"])}</li>'
         for entry in results["comparisons"]
-        if entry["measure"] in results["compared"][:2]
+        if entry["measure"] == results["comparisons"][0]["measure"]
     )
     return section(
         "differences",

@@ -101,7 +101,6 @@ def collect(experiment: Experiment, out: Path, stages: Stages, names: Sequence[s
         "updates": experiment.updates,
         "robot_rows": experiment.robot_rows,
         "main": experiment.main,
-        "compared": list(experiment.compared),
         "tables": schema.to_plain(experiment.tables),
         "cells": cells,
         "comparisons": [
