@@ -68,6 +68,19 @@ def test_one_training_several_evaluations(done):
     assert not (done["chunks"].out / "cells" / "fast_1" / "config.json").exists()
 
 
+def test_tokens_that_changed_are_refused(done, monkeypatch, capsys):
+    out, calls = done["chunks"].out, done["chunks"].calls
+    monkeypatch.setenv("FAKE_TRACE", str(out.parent / "trace"))
+    monkeypatch.setitem(PRESETS, "chunks", dataclasses.replace(PRESETS["chunks"], updates=4))
+    tokens = out / "prepared" / "tokens" / "fast.json"
+    kept = tokens.read_text()
+    tokens.write_text("{}")
+    assert main(["--preset=chunks", f"--out={out}"], launcher=FAKE) == 2
+    tokens.write_text(kept)
+    assert f"prepare/tokens in {out} has changed since it was made" in capsys.readouterr().err
+    assert (out.parent / "trace").read_text().splitlines() == calls
+
+
 def test_success_and_rate(done):
     rows = markdown_rows(done["chunks"].out, "Success and rate")
     assert rows[0][-3:] == [

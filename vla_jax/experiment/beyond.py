@@ -102,8 +102,8 @@ CHUNKS = Experiment(
     name="chunks",
     title="Chunks of actions: success and rate",
     lead="RT-2 says one action a look, each number a token of 256 bins. FAST (arXiv 2501.09747) "
-    "says four actions at once in a third of the tokens; the robot does all of them before it looks "
-    "again, or one, or averages what all looks said about a step (ACT, arXiv 2304.13705).",
+    "says four actions at once in a third of the tokens; the robot does all of them before it "
+    "looks again, or one, or averages what all looks said about a step (ACT, arXiv 2304.13705).",
     config=_CONFIG,
     data={"robot": Episodes("demo", 2000), "web": Pictures(9000, 600)},
     sizes={"demo": ModelSize("2.2M", "demo", 75, 1.2, vlm=_VLM)},
