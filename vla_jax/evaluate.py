@@ -3,8 +3,8 @@
 Takes the newest checkpoint in the workdir and the evaluation section of its config; any key of that
 section can be overridden: `--evaluation.rollout_episodes=100`. A count of 0 leaves a part out.
 Results go to `evaluation/*.json` and `evaluation/media/` of the workdir, where
-`python -m vla_jax.evaluation.report` finds them. On several hosts, start it on each, as training:
-they share the work, and process 0 writes.
+`python -m vla_jax.evaluation.report` finds them, or to `--out=DIR`. On several hosts, start
+it on each, as training: they share the work, and process 0 writes.
 
 The imports are inside the functions: the simulators' worker processes import the main module again,
 and rendering in a process that has loaded TensorFlow ends in a segmentation fault.
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from vla_jax.evaluation.base import EvaluationConfig, Evaluator
 
 
-def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
+def evaluate(
+    workdir: str | Path, overrides: Sequence[str] = (), *, out: str | Path | None = None
+) -> Path:
     """Measures everything that the config asks for.
 
     Args:
       workdir: of a run that has a checkpoint.
       overrides: "key=value" of `EvaluationConfig`.
+      out: directory of the results; None: `evaluation` in the workdir.
 
     Returns:
       The directory of the results.
@@ -62,7 +65,7 @@ def evaluate(workdir: str | Path, overrides: Sequence[str] = ()) -> Path:
     settings = schema.from_dict(EvaluationConfig, values, "evaluation")
     policy, meta, config = load_policy(workdir, batch_size=settings.batch_size)
 
-    out = Path(workdir) / "evaluation"
+    out = Path(workdir) / "evaluation" if out is None else Path(out)
     first = jax.process_index() == 0
     media = out / "media" if first else None
     if media is not None:
@@ -177,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m vla_jax.evaluate", description="Evaluates a run's newest checkpoint"
     )
     parser.add_argument("--workdir", required=True, help="of a run that has a checkpoint")
+    parser.add_argument("--out", help="of the results; default: WORKDIR/evaluation")
     options, rest = parser.parse_known_args(arguments)
     prefix = "--evaluation."
     strange = [word for word in rest if not word.startswith(prefix)]
@@ -186,7 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         join_processes()
-        out = evaluate(options.workdir, [word.removeprefix(prefix) for word in rest])
+        overrides = [word.removeprefix(prefix) for word in rest]
+        out = evaluate(options.workdir, overrides, out=options.out)
     except (ValueError, OSError, RuntimeError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,7 +122,7 @@ def trained(workdir, builder, monkeypatch):
 
     def load_policy(path, *, batch_size):
         sizes.append(batch_size)
-        config = config_lib.from_json((path / "config.json").read_text(), where="")
+        config = config_lib.from_json(Path(path, "config.json").read_text(), where="")
         policy = FakePolicy(answer=lambda q: "dog", act=lambda i: actions(1)[0])
         policy.builder = builder
         return policy, SimpleNamespace(step=17), config
@@ -151,6 +152,21 @@ def test_evaluate_writes_results_for_every_source(trained):
     assert set(run["seconds"]) == {"actions_robot", "vqa_web"}
     for example in vqa["examples"]:
         assert (out / example["image"]).is_file()
+
+
+def test_results_go_where_they_are_wanted(trained, tmp_path, capsys):
+    workdir, _ = trained
+    kept = evaluate(workdir, OVERRIDES)
+    before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    # Neither the directory nor the one above is there yet.
+    out = tmp_path / "other" / "way"
+    words = [f"--evaluation.{override}" for override in (*OVERRIDES, "action_steps=4")]
+    assert main([f"--workdir={workdir}", f"--out={out}", *words]) == 0
+    assert f"results: {out}" in capsys.readouterr().out
+    assert json.loads((out / "actions_robot.json").read_text())["n"] == 4
+    vqa = json.loads((out / "vqa_web.json").read_text())
+    assert all((out / example["image"]).is_file() for example in vqa["examples"])
+    assert before == {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
 
 
 def test_converted_robot_data_are_evaluated_on_as_the_original(trained, tmp_path, capsys):

@@ -36,6 +36,22 @@ RATES = {
     "robot_only": (15, 10, 6, 4, 32),
     "scratch": (3, 2, 1, 1, 2),
     "before": (0, 0, 0, 0, 80),
+    "on": (0, 0, 9, 0, 50),
+    "off": (0, 0, 5, 0, 50),
+}
+# Right of 50 rollouts with concepts of the episodes and of 40 with others; first plans right of 50.
+ROLLOUTS = {
+    "plans_on": (30, 20, 45),
+    "plans_off": (24, 12, 0),
+    "fast_all": (25, 22, 0),
+    "fast_1": (28, 24, 0),
+    "fast_ensemble": (33, 25, 0),
+    "bins_1": (31, 23, 0),
+    "bins_1_smoothed": (35, 26, 0),
+    "usual": (32, 24, 0),
+    "usual_pushed": (15, 9, 0),
+    "recovery": (31, 24, 0),
+    "recovery_pushed": (27, 19, 0),
 }
 GIF = bytes.fromhex(
     "47494638396101000100800000ffffff00000021f90400000000002c00000000010001000002024401003b"
@@ -83,6 +99,27 @@ def suites(name: str) -> dict:
     return {"world": "demo", "seed": 9, "n": 20, "cells": cells, "averages": {"web_only": total}}
 
 
+def rollouts(name: str, steps: int) -> dict:
+    """`rollouts.json` likewise; `steps` are done a look, and a call of 4 robots took 50 ms."""
+    right = ROLLOUTS[name]
+    runs = []
+    for pool, count, n in (("robot", right[0], 50), ("web_only", right[1], 40)):
+        clips = [
+            {"path": f"media/{pool}_{k}.gif", "success": k == 0, "seed": k, "steps": 3}
+            | {"instruction": f"pick <{pool}>", "family": "pick"}
+            for k in range(2)
+        ]
+        plans = share(right[2], 50) if right[2] else {"count": 0, "n": 0, "share": None}
+        runs.append(
+            {"pool": pool, "agent": "policy", "total": share(count, n), "plans_right": plans}
+            | {"videos": clips}
+        )
+        # What another agent does must not be taken for the policy's.
+        runs.append({**runs[-1], "agent": "expert", "total": share(n, n)})
+    speed = {"actions_per_prediction": steps, "robot_actions_per_s": 20 * steps}
+    return {"runs": runs, "speed": {**speed, "actions_per_s": 80 * steps}}
+
+
 def train(words: list[str]) -> None:
     values = dict(w.removeprefix("--config.").split("=", 1) for w in words if "=" in w)
     workdir = Path(values["--workdir"])
@@ -109,27 +146,54 @@ def train(words: list[str]) -> None:
 
 def evaluate(words: list[str]) -> None:
     values = dict(w.split("=", 1) for w in words if "=" in w)
-    run = Path(values["--workdir"])
-    media = run / "evaluation" / "media"
+    if not Path(values["--workdir"], "config.json").is_file():
+        sys.exit(f"no run in {values['--workdir']}")
+    out = Path(values.get("--out") or Path(values["--workdir"], "evaluation"))
+    name, media = out.parent.name, out / "media"
     media.mkdir(parents=True, exist_ok=True)
-    if int(values["--evaluation.suite_rollouts"]):
-        result = suites(run.name)
-        (run / "evaluation" / "suites.json").write_text(json.dumps(result))
+    if int(values.get("--evaluation.suite_rollouts", 0)):
+        result = suites(name)
+        asked = values.get("--evaluation.suites", "seen,unseen,emergent,control").split(",")
+        result["cells"] = [c for c in result["cells"] if c["suite"] in asked]
+        (out / "suites.json").write_text(json.dumps(result))
         for cell in result["cells"]:
             for k in range(2):
                 (media / f"{cell['cell']}_{k}.gif").write_bytes(GIF)
-    right = RATES[run.name.split("_", 1)[1]][4]
+    if int(values["--evaluation.rollout_episodes"]):
+        result = rollouts(name, int(values.get("--evaluation.execute_steps", 1)))
+        (out / "rollouts.json").write_text(json.dumps(result))
+        for clip in (clip for run in result["runs"] for clip in run["videos"]):
+            (out / clip["path"]).write_bytes(GIF)
+    right = RATES.get(name.split("_", 1)[-1], (0, 0, 0, 0, 40))[4]
     answers = {"questions": share(right, 100), "right": share(right, 200)}
-    (run / "evaluation" / "vqa_web.json").write_text(json.dumps(answers))
+    (out / "vqa_web.json").write_text(json.dumps(answers))
     record = {"device": "1 x cpu (cpu)", "settings": {"seed": 9}}
-    (run / "evaluation" / "run.json").write_text(json.dumps(record))
+    (out / "run.json").write_text(json.dumps(record))
+
+
+def tool(values: dict[str, str], name: str) -> None:
+    """Leaves the files of a tool; what it reads must be there."""
+    reads = [v for k, v in values.items() if k == "--data" or k.startswith("--config.data.")]
+    if missing := [path for path in reads if not Path(path).exists()]:
+        sys.exit(f"{name}: nothing at {missing}")
+    out = Path(values["--out"])
+    files = {
+        "tokenizer_report.py": [out / "fast.json"],
+        "fetch_backbone.py": [out / "gemma3.model", out / "dinov2_s14.npz"],
+        "least_used_tokens.py": [out],
+    }[name]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
 
 
 def main(words: list[str]) -> None:
     module, words = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
     values = dict(w.split("=", 1) for w in words if "=" in w)
-    place = Path(values.get("--workdir") or values["--out"])
-    line = f"{module.split('.')[-1]} {place.name}"
+    place = Path(values.get("--out") or values["--workdir"])
+    place = place.parent if module == "vla_jax.evaluate" and "--out" in values else place
+    what = module.removeprefix("tools/").removesuffix(".py").split(".")[-1]
+    line = f"{what} {place.name}"
     with Path(os.environ["FAKE_TRACE"]).open("a") as file:
         file.write(line + "\n")
     if os.environ.get("FAKE_FAIL") == line:
@@ -141,6 +205,8 @@ def main(words: list[str]) -> None:
     elif module in ("vla_jax.data.write", "vla_jax.envs.episodes"):
         place.mkdir(parents=True)
         (place / "data").write_text(module)
+    elif module.startswith("tools/"):
+        tool(values, module.removeprefix("tools/"))
     else:
         raise ValueError(module)
 

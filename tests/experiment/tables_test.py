@@ -16,7 +16,7 @@ from tests.experiment import fake_commands
 from vla_jax.experiment import page as page_lib
 from vla_jax.experiment import tables
 from vla_jax.experiment.command import main
-from vla_jax.experiment.description import Cell, ModelSize
+from vla_jax.experiment.description import Cell, ModelSize, Preparation
 from vla_jax.experiment.page import write_experiment_page
 from vla_jax.experiment.presets import PRESETS, SMOKE
 from vla_jax.experiment.results import suite_measures
@@ -225,6 +225,36 @@ def test_description_refuses():
     cell = dataclasses.replace(SMOKE.cells[0], size="huge")
     with pytest.raises(ValueError, match=r"cell large_web_50.huge: no such key"):
         dataclasses.replace(SMOKE, cells=(cell,), comparisons=())
+
+
+def test_description_refuses_what_is_no_evaluation_of_a_training():
+    first = SMOKE.cells[0]
+    again = dataclasses.replace(first, name="again", trained_by="large_web_50")
+
+    def experiment(*cells: Cell):
+        return dataclasses.replace(SMOKE, cells=(first, *cells), comparisons=())
+
+    assert experiment(again).trainer(again) is first
+    with pytest.raises(ValueError, match=r"cell again.large_web: no such key"):
+        experiment(dataclasses.replace(again, trained_by="large_web"))
+    with pytest.raises(ValueError, match="has other overrides: make the cell of it by"):
+        experiment(dataclasses.replace(again, overrides=("train.seed=1",)))
+    with pytest.raises(ValueError, match="has other trained_by"):
+        experiment(again, dataclasses.replace(again, name="third", trained_by="again"))
+
+
+def test_description_refuses_data_that_are_no_source():
+    shares = {"robot": 0.5, "web": 0.5}
+    with pytest.raises(ValueError, match="robot has a share, and is no source"):
+        Cell("x", "large", "t", shares, sources={"web": "web"})
+    with pytest.raises(ValueError, match="two data sets as one source"):
+        Cell("x", "large", "t", shares, sources={"web": "web", "robot": "web"})
+    cell = Cell("x", "large", "t", shares, sources={"web": "web", "robot": "robot", "moon": "m"})
+    with pytest.raises(ValueError, match=r"cell x.moon: no such key"):
+        dataclasses.replace(SMOKE, cells=(cell,), comparisons=(), main="x")
+    made = Preparation("web", "t", (), makes="x", seconds=1)
+    with pytest.raises(ValueError, match="data sets and preparations of one name"):
+        dataclasses.replace(SMOKE, preparations=(made,))
 
 
 def test_trade_off_labels_keep_off_the_line():

@@ -45,7 +45,7 @@ def test_the_least_used_are_used_no_more_than_the_others_and_never_reserved():
 def test_ids_are_saved_for_one_vocabulary(tmp_path):
     counts = count_tokens(VOCABULARY, _texts())
     ids = least_used(VOCABULARY, counts, 1024)
-    path = tmp_path / "ids.json"
+    path = tmp_path / "tokens" / "ids.json"
     save_ids(path, VOCABULARY, ids, counts)
     np.testing.assert_array_equal(load_ids(path, VOCABULARY), ids)
     path.write_text(path.read_text().replace(VOCABULARY.digest, "0" * 16))

@@ -58,7 +58,7 @@ def main(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python tools/rt2_experiment.py",
-        description="RT-2's ablation by one command: does web knowledge reach the arm?",
+        description="RT-2's ablation, or a comparison beyond it, by one command",
     )
     parser.add_argument("--preset", choices=tuple(PRESETS), required=True)
     parser.add_argument("--out", type=Path, default=Path("experiment_out"))

@@ -54,13 +54,35 @@ class VlmStage:
 
 
 @dataclasses.dataclass(frozen=True)
+class Preparation:
+    """A tool that is run before the trainings that use what it makes.
+
+    Attributes:
+      name: of its directory. `{name}` in a cell's overrides or in the `vlm` of a size is that
+        directory, and says that the training needs it.
+      title: in words.
+      words: after `python`. `{name}` is its own directory, that of a data set or that of a
+        preparation before it.
+      makes: the file that is there when it is done.
+      seconds: that it takes, for the plan.
+    """
+
+    name: str
+    title: str
+    words: tuple[str, ...]
+    makes: str
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelSize:
     """One size of the model.
 
     Attributes:
       label: in tables, such as "2.2M".
       preset: of the model.
-      vlm: parameter file of the web-trained VLM; "" if `recipe` makes it.
+      vlm: parameter files of the web-trained VLM, as for `train.init_from`; "" if `recipe` makes
+        it. `{name}` is the directory of a preparation.
       recipe: how the VLM is made.
       samples_per_s: of training, for the plan.
       rollouts_per_s: of evaluation, likewise.
@@ -78,12 +100,12 @@ class ModelSize:
             raise ValueError(f"size {self.label!r}: give either the file of its VLM or a recipe")
 
 
-TableName = Literal["ablation", "ratio", "reference"]
+TableName = Literal["ablation", "emergent", "ratio", "reference"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One training and its evaluation.
+    """One training and its evaluation, or one more evaluation of a training.
 
     Attributes:
       name: of its directory; in the experiment unique.
@@ -92,10 +114,14 @@ class Cell:
       shares: data set -> share of the samples, 1 in all. Data sets that are left out are evaluated
         on all the same.
       start: the size's web-trained VLM, or fresh parameters.
-      overrides: more of the config, "train.seed=1".
+      overrides: more of the config, "train.seed=1"; `{name}` is the directory of a preparation.
       evaluation: more of the evaluation's settings, "rollout_episodes=100".
-      tables: that it enters. "ablation": tables 5 and 6 and the comparisons; "ratio": the curve of
-        the web share; "reference": the start of that curve.
+      tables: that it enters. "ablation": RT-2's tables 5 and 6; "emergent": table 5; "ratio": the
+        curve of the web share; "reference": the start of that curve.
+      sources: data set -> source of the config that it is; others are not there. Empty: each data
+        set is the source of its name.
+      trained_by: name of the cell whose training is evaluated here, with all of its settings but
+        `evaluation`; "": its own.
     """
 
     name: str
@@ -106,8 +132,14 @@ class Cell:
     overrides: tuple[str, ...] = ()
     evaluation: tuple[str, ...] = ()
     tables: tuple[TableName, ...] = ()
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    trained_by: str = ""
 
     def __post_init__(self):
+        if len(set(self.sources.values())) < len(self.sources):
+            raise ValueError(f"cell {self.name!r}: two data sets as one source, {self.sources}")
+        if self.sources and (missing := self.shares.keys() - self.sources):
+            raise ValueError(f"cell {self.name!r}: {min(missing)} has a share, and is no source")
         if abs(sum(self.shares.values()) - 1) > 1e-9 or min(self.shares.values()) < 0:
             raise ValueError(f"cell {self.name!r}: shares {dict(self.shares)} must sum to 1")
 
@@ -118,6 +150,20 @@ class Comparison:
 
     cell: str
     baseline: str
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnTable:
+    """A table of an experiment: all cells down, what they measured across.
+
+    Attributes:
+      measures: names in `results.NAMES` or `results.FIGURES`.
+      note: below it.
+    """
+
+    title: str
+    measures: tuple[str, ...]
+    note: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +186,10 @@ class Pace:
     vlm_samples_per_s: float = 100.0
 
 
+COMPARED = ("web_only", "rollouts_web_only", "emergent", "unseen", "seen")
+"""Measures of RT-2's ablation."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that is run.
@@ -151,6 +201,7 @@ class Experiment:
     Attributes:
       name: of the preset.
       title: of the page.
+      lead: what is compared, in a sentence or two below it.
       config: the config file that all cells share; it has a source for each data set.
       data: name of a source -> data set. The evaluation's world is that of the first robot one.
       sizes: by key.
@@ -162,6 +213,9 @@ class Experiment:
       overrides: of the config, for all cells.
       evaluation: settings of the evaluation, for all cells.
       workers: processes that make data.
+      preparations: in the order in which they are run.
+      compared: measures of the comparisons, names in `results.NAMES`. The first is the headline.
+      tables: of its own, first on the page.
       pace: for the plan.
 
     Raises ValueError for a name that is not there or twice, or a batch that is no whole number.
@@ -169,6 +223,7 @@ class Experiment:
 
     name: str
     title: str
+    lead: str
     config: str
     data: Mapping[str, Episodes | Pictures]
     sizes: Mapping[str, ModelSize]
@@ -181,14 +236,22 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     evaluation: tuple[str, ...] = ()
     workers: int = 2
+    preparations: tuple[Preparation, ...] = ()
+    compared: tuple[str, ...] = COMPARED
+    tables: tuple[OwnTable, ...] = ()
 
     def __post_init__(self):
         names = [cell.name for cell in self.cells]
+        made = [*self.data, *(p.name for p in self.preparations)]
+        if len(set(made)) < len(made):
+            raise ValueError(f"{self.name}: data sets and preparations of one name: {made}")
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"{self.name}: cells named twice: {', '.join(sorted(twice))}")
         wanted = [(c.size, self.sizes, f"cell {c.name}") for c in self.cells]
         wanted += [(name, self.data, f"cell {c.name}") for c in self.cells for name in c.shares]
+        wanted += [(name, self.data, f"cell {c.name}") for c in self.cells for name in c.sources]
+        wanted += [(c.trained_by, names, f"cell {c.name}") for c in self.cells if c.trained_by]
         wanted += [(name, names, "main") for name in [self.main]]
         wanted += [(n, names, "comparison") for c in self.comparisons for n in _of(c)]
         for name, known, where in wanted:
@@ -196,6 +259,15 @@ class Experiment:
                 raise ValueError(unknown_key(name, known, where))
         for cell in self.cells:
             self.batch_size(cell)
+            trainer = self.trainer(cell)
+            wrong = [f for f in _OF_TRAINING if getattr(cell, f) != getattr(trainer, f)]
+            if trainer.trained_by:
+                wrong = ["trained_by"]
+            if wrong:
+                raise ValueError(
+                    f"cell {cell.name!r} is trained by {trainer.name!r}, which has other "
+                    f"{', '.join(wrong)}: make the cell of it by dataclasses.replace"
+                )
 
     def cell(self, name: str) -> Cell:
         """Raises ValueError for an unknown name."""
@@ -203,6 +275,14 @@ class Experiment:
             if cell.name == name:
                 return cell
         raise ValueError(unknown_key(name, [c.name for c in self.cells], "cells"))
+
+    def trainer(self, cell: Cell) -> Cell:
+        """The cell whose training is evaluated: most often itself."""
+        return self.cell(cell.trained_by) if cell.trained_by else cell
+
+    def sources(self, cell: Cell) -> Mapping[str, str]:
+        """Data set -> source of the config."""
+        return cell.sources or {name: name for name in self.data}
 
     def robot_share(self, cell: Cell) -> float:
         """Of the samples, over all robot data sets."""
@@ -223,6 +303,9 @@ class Experiment:
     def world(self) -> str:
         """Of the evaluation."""
         return next(d.world for d in self.data.values() if isinstance(d, Episodes))
+
+
+_OF_TRAINING = ("size", "shares", "start", "overrides", "sources")
 
 
 def _of(comparison: Comparison) -> Iterator[str]:

