@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import re
+from collections.abc import Iterable
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,24 +94,29 @@ def training() -> list[Episode]:
 def test_training_episodes_show_and_name_no_concept_of_another_split(training):
     shown = {name for episode in training for name in names(episode.layout)}
     assert shown == set(BANK.concepts("robot"))  # all of them, so the draws are many enough
-    strangers: dict[str, str] = {}
-    for concept in load_concepts().values():
-        if concept.split != "robot":
-            strangers |= {concept.names[language]: concept.key for language in LANGUAGES}
-    found = set()
-    for instruction in {episode.task.instruction for episode in training}:
-        said = instruction.split()
-        phrases = {
-            " ".join(said[i:j]) for i in range(len(said)) for j in range(i + 1, len(said) + 1)
-        }
-        found |= phrases & strangers.keys()
+    found = strangers_in({episode.task.instruction for episode in training})
     assert found == {"pick"}  # the verb, and a miner's tool of the same name
 
 
-def test_a_concept_that_leaks_would_be_noticed(training):
-    """The search above finds a name of a web-only concept in another language."""
-    assert BANK.concept("lion").split == "web_only"
-    assert "löwe" in {c.names["de"] for c in load_concepts().values() if c.split != "robot"}
+def strangers_in(instructions: Iterable[str]) -> set[str]:
+    """What in them is the name, in any language, of a concept of another split than "robot"."""
+    strangers = {
+        concept.names[language]
+        for concept in load_concepts().values()
+        if concept.split != "robot"
+        for language in LANGUAGES
+    }
+    found = set()
+    for said in map(str.split, instructions):
+        ends = range(1, len(said) + 1)
+        found |= strangers & {" ".join(said[i:j]) for j in ends for i in range(j)}
+    return found
+
+
+@pytest.mark.parametrize("leak", ["check mark", "löwe", "hamburguesa", "wolf", "night with stars"])
+def test_the_search_for_leaks_finds_them(leak):
+    burger = leak == "hamburguesa"  # a robot concept in Spanish
+    assert strangers_in([f"push the {leak} to the left"]) == (set() if burger else {leak})
 
 
 def test_training_tables_are_within_the_constants(training):
