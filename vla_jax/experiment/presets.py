@@ -106,16 +106,16 @@ LAPTOP = Experiment(
     data={"robot": Episodes("demo", 2000), "web": Pictures(9000, 600)},
     sizes={
         "small": ModelSize(
-            "1.1M", "demo_small", 180, 2.6, vlm="vla_jax/assets/demo_small_vlm/vlm.npz"
+            "1.1M", "demo_small", 180, 5.0, vlm="vla_jax/assets/demo_small_vlm/vlm.npz"
         ),
-        "large": ModelSize("2.2M", "demo", 94, 2.0, vlm="vla_jax/assets/demo_vlm/vlm.npz"),
+        "large": ModelSize("2.2M", "demo", 94, 4.5, vlm="vla_jax/assets/demo_vlm/vlm.npz"),
     },
     cells=_two_sizes("small", "large", {"small": (), "large": ()}),
     comparisons=_comparisons("large", "small"),
     main="large_web_50",
     robot_rows=12,
-    updates=800,
-    overrides=("train.checkpoint_every=400", "train.keep_checkpoints=1"),
+    updates=1400,
+    overrides=("train.checkpoint_every=700", "train.keep_checkpoints=1"),
     evaluation=_evaluation(20, vqa_examples=600, action_steps=200),
     pace=Pace(
         "2 quiet cores of a recent server; training and episodes as measured, the rest estimated",
