@@ -226,11 +226,11 @@ def test_no_malformed_action_in_a_mixed_batch(name):
     images = rng.integers(0, 256, (batch, 1, 28, 28, 3), np.uint8)
     lengths = rng.integers(2, 12, batch)
     valid = np.arange(12) < lengths[:, None]
-    for round_ in range(20):
+    for round_ in range(12):
         params = _noisy(round_, scale=[0.1, 1.0, 10.0][round_ % 3])
         tokens = rng.integers(4, VOCABULARY.size, (batch, 12)).astype(np.int32)
         temperature = rng.choice([0.0, 0.7, 2.0], batch).astype(np.float32)
-        is_action = rng.random(batch) < 0.5
+        is_action = rng.random(batch) < 0.85
         seeds = np.arange(batch, dtype=np.int32)
         ids = np.asarray(both(params, images, tokens, valid, temperature, seeds, is_action))
         for row in ids[is_action]:
