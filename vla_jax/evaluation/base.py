@@ -185,6 +185,30 @@ def write_result(path: Path, result: Result) -> None:
     os.replace(partial, path)
 
 
+def read_result(path: Path, remedy: str) -> Any:
+    """What `write_result` or another program wrote as JSON; None if the file is not there.
+
+    Raises ValueError, naming the file and ending with the remedy, if it is not JSON.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path} is not JSON ({e}): {remedy}") from e
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of JSON lines up to the first that a crash cut off; none if there is no file."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
 def _with_null(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _with_null(v) for key, v in value.items()}

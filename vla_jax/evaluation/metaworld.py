@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from vla_jax.envs.metaworld.config import MetaworldConfig
 from vla_jax.envs.metaworld.tasks import TASKS, TIERS, find_tasks
 from vla_jax.envs.pool import EnvPool
-from vla_jax.evaluation.base import EvaluationConfig, Result, divided
+from vla_jax.evaluation.base import EvaluationConfig, Result, divided, read_lines
 from vla_jax.evaluation.media import Frame
 from vla_jax.evaluation.rollout import (
     Agent,
@@ -42,12 +42,8 @@ if TYPE_CHECKING:
 
 TRIALS_FILE = "metaworld_trials.jsonl"
 
-# What may change between two runs of which the second goes on with the first's trials.
-_HARMLESS = (
-    *("tasks", "trials", "rollout_envs", "rollout_workers", "batch_size", "baselines"),
-    *("videos_per_outcome", "vqa_examples", "action_steps", "rollout_episodes", "pointing_views"),
-    "pools",
-)
+# Settings that a trial's outcome depends on.
+_DECISIVE = ("seed", "action_temperature", "execute_steps", "ensemble_decay")
 
 
 class Published(NamedTuple):
@@ -226,12 +222,11 @@ class MetaworldEvaluator:
 
     def _key(self, policy: Policy) -> Result:
         """What trials depend on."""
-        settings = dataclasses.asdict(self._config)
         sums = [int(x) for x in jax.tree.leaves(_bit_sums(policy.params))]
         return {
             "policy": hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16],
             "image_size": self.world.image_size,
-            **{name: value for name, value in settings.items() if name not in _HARMLESS},
+            **{name: getattr(self._config, name) for name in _DECISIVE},
         }
 
 
@@ -261,7 +256,7 @@ class _Trials:
         if path is None:
             return
         head = json.loads(json.dumps(key))
-        lines = _whole_lines(path)
+        lines = read_lines(path)
         if lines and lines[0] == head:
             self._lines = lines[1:]
         elif lines:
@@ -286,14 +281,3 @@ class _Trials:
         line = {"agent": agent, "outcome": dataclasses.asdict(outcome), "videos": videos}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Up to the first that was cut off; none if the file is not there."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines

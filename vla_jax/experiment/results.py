@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from vla_jax import schema
-from vla_jax.evaluation.base import Result
+from vla_jax.evaluation.base import Result, read_result
 from vla_jax.evaluation.provenance import git_commit
 from vla_jax.evaluation.statistics import Estimate, Share, combine, mean_of, share_of
 from vla_jax.experiment.description import COMPARED, Cell, Episodes, Experiment, Pictures
@@ -275,9 +274,4 @@ def _estimate(entry: dict[str, Any]) -> Estimate | Share:
 
 
 def _read(path: Path) -> Any:
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is not JSON ({e}): delete it and run again with --redo") from e
+    return read_result(path, "delete it and run again with --redo")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from vla_jax.evaluation.base import read_lines, read_result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ def read_stage(title: str, workdir: Path) -> Stage:
         config=_read(workdir / "config.json") or {},
         metrics=[
             record
-            for record in _read_lines(workdir / "metrics.jsonl")
+            for record in read_lines(workdir / "metrics.jsonl")
             if not any(name.startswith("val/") for name in record)  # of evaluations in between
         ],
         speed=_read(workdir / "speed.json"),
@@ -126,28 +127,12 @@ def read_stage(title: str, workdir: Path) -> Stage:
 
 
 def _read(path: Path) -> Any:
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is not JSON ({e}): delete it and evaluate again") from e
+    return read_result(path, "delete it and evaluate again")
 
 
 def _read_all(directory: Path, prefix: str) -> list[tuple[str, Any]]:
     paths = sorted(directory.glob(f"{prefix}*.json"))
     return [(path.stem.removeprefix(prefix), _read(path)) for path in paths]
-
-
-def _read_lines(path: Path) -> list[dict[str, float]]:
-    """Records up to the first line that a crash cut off."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
 
 
 def _start_card(stage: Stage) -> dict[str, Any] | None:
