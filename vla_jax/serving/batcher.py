@@ -39,7 +39,8 @@ class Batcher:
     """A bounded queue before one thread that calls the policy.
 
     A batch starts when the model is free and the batch is full, all robots that are about are in
-    it, or its oldest request has waited `wait_s`. What its sender has given up is left out. If a
+    it, or it has waited `wait_s` for more since the model was free: those who have just been
+    answered ask again soon, and without that pause two halves would take turns for ever. What its sender has given up is left out. If a
     batch of several fails, each is tried alone, so that one request cannot spoil the others'.
 
     Args:
@@ -64,6 +65,7 @@ class Batcher:
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._arrived = asyncio.Event()
         self._busy_since: float | None = None
+        self._free_since = 0.0
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future]] = (
             queue.SimpleQueue()
         )
@@ -108,7 +110,8 @@ class Batcher:
             self._arrived.clear()
             if self._waiting:
                 wanted = min(self._max_batch, max(1, self._robots()))
-                left = self._waiting[0].arrived + self._wait_s - time.perf_counter()
+                since = max(self._waiting[0].arrived, self._free_since)
+                left = since + self._wait_s - time.perf_counter()
                 if len(self._waiting) >= wanted or left <= 0:
                     return
                 try:
@@ -179,7 +182,7 @@ class Batcher:
             return await asyncio.shield(future)
         finally:
             if future.done():
-                self._busy_since = None
+                self._busy_since, self._free_since = None, time.perf_counter()
 
     def _work(self) -> None:
         while True:

@@ -58,8 +58,9 @@ class ServerSettings:
     token_file: a file with the token that clients must send; "": none is needed.
     tls_certificate, tls_key: PEM files; "": without encryption.
     deadline_s: a robot waits at most so long for an action; then it is told to hold.
-    batch_wait_s: a request waits at most so long for others that could share its model call. It
-      does not wait if the batch is full or if all robots of the last second are in it.
+    batch_wait_s: when the model is free, a request waits at most so long for others that could
+      share its call. It does not wait if the batch is full or if all robots of the last second are
+      in it.
     max_batch: requests in one model call; 0: the largest that the policy is compiled for.
     max_queue: requests that wait for the model; more are told to hold.
     max_sessions: robots at once.
@@ -83,7 +84,7 @@ class ServerSettings:
     tls_certificate: str = ""
     tls_key: str = ""
     deadline_s: float = 1.0
-    batch_wait_s: float = 0.005
+    batch_wait_s: float = 0.01
     max_batch: int = 0
     max_queue: int = 64
     max_sessions: int = 256
