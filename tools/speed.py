@@ -1,7 +1,7 @@
 """Measures this project side by side with what else does the job, in turns, on this machine.
 
     python tools/speed.py data  --repeats 7           the loader beside bare JPEG decoding
-    python tools/speed.py serve                       the server, asked by 1 to 32 robots at once
+    python tools/speed.py serve --repeats 5           the server, asked by 1 to 32 robots at once
     pip install torch transformers
     python tools/speed.py model --repeats 11          the model beside transformers' PaliGemma
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--no-unroll", dest="unroll", action="store_false", help="scan the layers")
     parser.add_argument("--data", type=Path, help="keep the data set of `data` here")
     parser.add_argument("--threads", type=int, default=2, help="of the loader")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each line of `serve`")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each run of `serve`")
     parser.add_argument("--out", type=Path, help="JSON of all timings")
     args = parser.parse_args()
     # Each loads what the other must not: TensorFlow or torch.
@@ -34,7 +34,7 @@ def main() -> None:
     elif args.what == "serve":
         import speed_serve
 
-        result = speed_serve.measure(args.seconds)
+        result = speed_serve.measure(args.seconds, args.repeats)
     else:
         import speed_data
 

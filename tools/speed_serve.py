@@ -164,31 +164,39 @@ def _model_alone() -> dict[int, float]:
     return found
 
 
-def measure(seconds: float) -> dict[str, Any]:
-    """Prints one line per number of clients; returns all figures."""
+def measure(seconds: float, rounds: int) -> dict[str, Any]:
+    """Prints one line per number of clients, medians of rounds in turns; returns all figures."""
     load = os.getloadavg()
     print(f"{os.cpu_count()} cores, load {load[0]:.1f} before; deadline 1000 ms")
-    columns = (
+    alone = _model_alone()
+    print("the model alone, ms a call:", {n: round(ms, 1) for n, ms in alone.items()})
+    print(
+        "so batches can give at most "
+        f"{max(n * alone[1] / ms for n, ms in alone.items()):.1f} times the actions/s"
+    )
+    rows: dict[tuple[int, int], list[dict[str, Any]]] = {run: [] for run in RUNS}
+    with contextlib.ExitStack() as stack:
+        ports = {most: stack.enter_context(server(most)) for most in {m for _, m in RUNS}}
+        for _ in range(rounds):
+            for clients, most in RUNS:
+                row = asyncio.run(_drive(ports[most], clients, seconds))
+                rows[clients, most].append({**row, "load": os.getloadavg()[0]})
+    print(
         "clients  max batch  actions/s  p50 ms  p99 ms  mean batch  model  queue  overhead  holds"
     )
-    print(columns)
-    rows = []
-    for most in sorted({most for _, most in RUNS}, reverse=True):
-        with server(most) as port:
-            for clients in [c for c, m in RUNS if m == most]:
-                row = {**asyncio.run(_drive(port, clients, seconds)), "max_batch": most}
-                row["load"] = os.getloadavg()[0]
-                rows.append(row)
-                print(
-                    f"{clients:7} {most:10} {row['actions_per_s']:10.1f} {row['p50_ms']:7.1f} "
-                    f"{row['p99_ms']:7.1f} {row['mean_batch']:11.1f} {row['model_p50_ms']:6.1f} "
-                    f"{row['queue_p50_ms']:6.1f} {row['overhead_p50_ms']:9.2f} {row['holds']:6}",
-                    flush=True,
-                )
-    rate = {(r["clients"], r["max_batch"]): r["actions_per_s"] for r in rows}
-    gain = rate[16, 32] / rate[16, 1]
-    print(f"at 16 clients, batches of up to 32 give {gain:.1f} times the actions/s of batches of 1")
-    return {"rows": rows, "model_alone_ms": alone, "gain_at_16": gain, "load_before": load[0]}
+    for (clients, most), seen in rows.items():
+        row = {key: statistics.median(r[key] for r in seen) for key in seen[0]}
+        print(
+            f"{clients:7} {most:10} {row['actions_per_s']:10.1f} {row['p50_ms']:7.1f} "
+            f"{row['p99_ms']:7.1f} {row['mean_batch']:11.1f} {row['model_p50_ms']:6.1f} "
+            f"{row['queue_p50_ms']:6.1f} {row['overhead_p50_ms']:9.2f} {row['holds']:6.0f}"
+        )
+    gains = [a["actions_per_s"] / b["actions_per_s"] for a, b in zip(rows[16, 32], rows[16, 1])]
+    gain = statistics.median(gains)
+    print(f"at 16 clients, batches give {gain:.2f} times the actions/s of batches of 1")
+    print(f"load {os.getloadavg()[0]:.1f} after")
+    runs = [{"max_batch": most, "rounds": seen} for (_, most), seen in rows.items()]
+    return {"runs": runs, "gains_at_16": gains, "model_alone_ms": alone, "load_before": load[0]}
 
 
 if __name__ == "__main__":

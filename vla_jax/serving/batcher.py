@@ -40,8 +40,9 @@ class Batcher:
 
     A batch starts when the model is free and the batch is full, all robots that are about are in
     it, or it has waited `wait_s` for more since the model was free: those who have just been
-    answered ask again soon, and without that pause two halves would take turns for ever. What its sender has given up is left out. If a
-    batch of several fails, each is tried alone, so that one request cannot spoil the others'.
+    answered ask again soon, and without that pause two halves would take turns for ever. What its
+    sender has given up is left out. If a batch of several fails, each is tried alone, so that one
+    request cannot spoil the others'.
 
     Args:
       policy: called in the thread alone.

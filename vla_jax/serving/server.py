@@ -18,6 +18,7 @@ import sys
 import weakref
 
 from aiohttp import WSCloseCode, web
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from vla_jax.serving.access import Access
 from vla_jax.serving.contract import ServedPolicy
@@ -60,7 +61,9 @@ def make_app(service: Service, access: Access) -> web.Application:
         return web.Response(text=f"{reason or 'OK'}\n", status=503 if reason else 200)
 
     async def metrics(request: web.Request) -> web.Response:
-        return web.Response(body=service.metrics.text(), headers={"Content-Type": "text/plain"})
+        return web.Response(
+            body=service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
 
     async def say_goodbye(app: web.Application) -> None:
         closing = [s.close(code=WSCloseCode.GOING_AWAY, message=b"stopped") for s in sockets]

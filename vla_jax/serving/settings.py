@@ -90,7 +90,7 @@ class ServerSettings:
     max_sessions: int = 256
     session_idle_s: float = 60.0
     max_requests_per_s: float = 100.0
-    max_message_mib: float = 16.0
+    max_message_mib: float = 8.0
     max_image_side: int = 2048
     max_frame_age_s: float = 1.0
     read_s: float = 10.0

@@ -30,6 +30,7 @@ def unpack(data: bytes) -> Any:
             object_hook=_from_openpi,
             strict_map_key=False,
             max_map_len=_MAX_ENTRIES,
+            max_array_len=_MAX_ENTRIES,
             max_ext_len=0,
         )
     except NotUnderstoodError:
