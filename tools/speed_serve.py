@@ -4,7 +4,8 @@ The server is a process of its own and serves the web-trained VLM that ships (2.
 camera of 112 px) as a policy of eight action tokens; what it says is of no use, how long it takes
 is that of the demo's policy. Clients are websockets of openpi's protocol in another process, each
 with a picture of its own. "overhead" is the round trip seen by a client less the wait for the model
-and the model's call: the network, both ends' reading and writing, checks, limits, scheduling.
+and the model's call: the network, both ends' reading and writing, checks, limits, scheduling. "in
+server" is the part of it from a message's arrival to its answer.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ async def _robot(
             if started > warm:
                 row = {"total": total_ms, "valid": reply["valid"], "batch": timing["batch"]}
                 row |= {"queue": timing["queue_ms"], "model": timing["model_ms"]}
+                row["server"] = timing["total_ms"] - row["queue"] - row["model"]
                 seen.append(row)
     return seen
 
@@ -148,6 +150,7 @@ async def _drive(port: int, clients: int, seconds: float) -> dict[str, Any]:
         "model_p50_ms": statistics.median(row["model"] for row in acted),
         "queue_p50_ms": statistics.median(row["queue"] for row in acted),
         "overhead_p50_ms": statistics.median(overhead),
+        "in_server_p50_ms": statistics.median(row["server"] for row in acted),
     }
 
 
@@ -182,14 +185,14 @@ def measure(seconds: float, rounds: int) -> dict[str, Any]:
                 row = asyncio.run(_drive(ports[most], clients, seconds))
                 rows[clients, most].append({**row, "load": os.getloadavg()[0]})
     print(
-        "clients  max batch  actions/s  p50 ms  p99 ms  mean batch  model  queue  overhead  holds"
+        "clients  max batch  actions/s  p50 ms  p99 ms  mean batch  model  queue  overhead  in server  holds"
     )
     for (clients, most), seen in rows.items():
         row = {key: statistics.median(r[key] for r in seen) for key in seen[0]}
         print(
             f"{clients:7} {most:10} {row['actions_per_s']:10.1f} {row['p50_ms']:7.1f} "
             f"{row['p99_ms']:7.1f} {row['mean_batch']:11.1f} {row['model_p50_ms']:6.1f} "
-            f"{row['queue_p50_ms']:6.1f} {row['overhead_p50_ms']:9.2f} {row['holds']:6.0f}"
+            f"{row['queue_p50_ms']:6.1f} {row['overhead_p50_ms']:9.2f} {row['in_server_p50_ms']:10.2f} {row['holds']:6.0f}"
         )
     gains = [a["actions_per_s"] / b["actions_per_s"] for a, b in zip(rows[16, 32], rows[16, 1])]
     gain = statistics.median(gains)
