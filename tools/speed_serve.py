@@ -185,14 +185,16 @@ def measure(seconds: float, rounds: int) -> dict[str, Any]:
                 row = asyncio.run(_drive(ports[most], clients, seconds))
                 rows[clients, most].append({**row, "load": os.getloadavg()[0]})
     print(
-        "clients  max batch  actions/s  p50 ms  p99 ms  mean batch  model  queue  overhead  in server  holds"
+        "clients  max batch  actions/s  p50 ms  p99 ms  mean batch  model  queue  overhead  "
+        "in server  holds"
     )
     for (clients, most), seen in rows.items():
         row = {key: statistics.median(r[key] for r in seen) for key in seen[0]}
         print(
             f"{clients:7} {most:10} {row['actions_per_s']:10.1f} {row['p50_ms']:7.1f} "
             f"{row['p99_ms']:7.1f} {row['mean_batch']:11.1f} {row['model_p50_ms']:6.1f} "
-            f"{row['queue_p50_ms']:6.1f} {row['overhead_p50_ms']:9.2f} {row['in_server_p50_ms']:10.2f} {row['holds']:6.0f}"
+            f"{row['queue_p50_ms']:6.1f} {row['overhead_p50_ms']:9.2f} "
+            f"{row['in_server_p50_ms']:10.2f} {row['holds']:6.0f}"
         )
     gains = [a["actions_per_s"] / b["actions_per_s"] for a, b in zip(rows[16, 32], rows[16, 1])]
     gain = statistics.median(gains)

@@ -124,6 +124,7 @@ def test_openpi_broker_carries_a_chunk_out(server, robot):
         packb({"a": {b"__ndarray__": True, b"data": b"", b"dtype": "|u1", b"shape": [-1]}}),
         packb({"a": {b"__npgeneric__": True, b"data": 1, b"dtype": "O"}}),
         packb({**observation(), "session": 7}),
+        packb([[0] * 1000] * 40 + [[0]] * 30_000),
     ],
 )
 def test_what_is_no_observation_gets_openpis_error(server, message):
