@@ -75,6 +75,8 @@ def served(
     policy: dict[str, Any] | None = None, wait: bool = True, **settings: Any
 ) -> Iterator[Served]:
     """The fake server; stopped at the end, by force if need be."""
+    # Machines that run tests are slow.
+    settings = {"deadline_s": 20.0, **settings}
     options = json.dumps({"policy": policy or {}, "settings": settings})
     process = subprocess.Popen(
         [sys.executable, "-W", "error", str(Path(__file__).with_name("fake_server.py")), options],

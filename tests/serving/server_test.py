@@ -37,9 +37,7 @@ STILL = np.zeros(8, np.float32)
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     # One process for all tests that only ask; 64 KiB a message, so that "too large" is small.
-    with served(
-        grpc_port=0, deadline_s=0.6, max_message_mib=1 / 16, max_frame_age_s=2.0
-    ) as running:
+    with served(grpc_port=0, max_message_mib=1 / 16, max_frame_age_s=30.0) as running:
         yield running
 
 
@@ -124,7 +122,6 @@ def test_openpi_broker_carries_a_chunk_out(server, robot):
         packb({"a": {b"__ndarray__": True, b"data": b"", b"dtype": "|u1", b"shape": [-1]}}),
         packb({"a": {b"__npgeneric__": True, b"data": 1, b"dtype": "O"}}),
         packb({**observation(), "session": 7}),
-        packb([[0] * 1000] * 40 + [[0]] * 30_000),
     ],
 )
 def test_what_is_no_observation_gets_openpis_error(server, message):
@@ -312,7 +309,6 @@ def failing() -> dict[str, tuple[dict, str]]:
         "illegal tokens": ({"prompt": "illegal now"}, "illegal"),
         "wrong shape": ({"prompt": "shape now"}, "illegal"),
         "the policy fails": ({"prompt": "crash now"}, "policy"),
-        "too slow": ({"prompt": "sleep 0.8"}, "timeout"),
         "no instruction": ({"prompt": " "}, "instruction"),
         "another robot": ({"spec": "0123456789abcdef"}, "spec"),
         "no picture": ({"observation/wrist": 5}, "image"),
@@ -340,8 +336,6 @@ def test_a_failure_holds_the_position_and_is_counted(server, what, robot):
     still[7] = 1.0
     np.testing.assert_array_equal(held["actions"], np.tile(still, (4, 1)))
     assert server.metric("vla_holds_total", reason=reason) == before + 1
-    if reason == "timeout":
-        time.sleep(0.4)  # the model's call goes on without its robot
     # The next good request is served.
     assert client.infer(observation())["valid"]
 
@@ -361,7 +355,7 @@ def test_pictures_that_go_back_in_time_hold(server, robot):
 
 
 def test_overload_holds_at_once(robot):
-    with served({"call_s": 0.5, "batch": 1}, max_queue=2, deadline_s=5.0) as server:
+    with served({"call_s": 1.0, "batch": 1}, max_queue=2) as server:
         clients = [robot(server) for _ in range(6)]
         with ThreadPoolExecutor(6) as pool:
             answers = list(pool.map(lambda c: c.infer(observation()), clients))
@@ -374,14 +368,13 @@ def test_overload_holds_at_once(robot):
 
 
 def test_rates_and_numbers_of_robots_are_bounded():
-    with served(max_requests_per_s=2.0, max_sessions=2, session_idle_s=30.0) as server:
+    with served(max_requests_per_s=0.001, max_sessions=2, session_idle_s=30.0) as server:
 
         def ask(name: str) -> str:
             body = {"images": pictures(), "instruction": "lift it", "session": name}
             return server.post("/act", body)[1]["reason"]
 
-        quick = [ask("a") for _ in range(4)]
-        assert quick[:2] == ["", ""] and "rate" in quick
+        assert [ask("a"), ask("a")] == ["", "rate"]
         assert [ask("b"), ask("c")] == ["", "overload"]
 
 
@@ -431,19 +424,24 @@ def test_it_is_ready_after_warming_up_and_holds_before(robot):
 
 
 def test_sigterm_finishes_requests_in_flight(robot):
-    with served({"call_s": 0.0}, grpc_port=0, deadline_s=5.0) as server:
+    with served(grpc_port=0, batch_wait_s=0) as server:
         idle = robot(server)
         client = robot(server)
         with (
             grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
             ThreadPoolExecutor(3) as pool,
         ):
-            slow = pool.submit(client.infer, observation(prompt="sleep 1"))
+            slow = pool.submit(client.infer, observation(prompt="sleep 2"))
+            while server.metric("vla_sessions") < 1:
+                time.sleep(0.05)
             time.sleep(0.2)
             body = {"images": pictures(), "instruction": "lift it"}
             rest = pool.submit(server.post, "/act", body)
             remote = pool.submit(PolicyStub(channel).Act, grpc_request())
-            time.sleep(0.2)
+            for _ in range(30):
+                if server.metric("vla_queue") == 2:  # beside the one that the model works on
+                    break
+                time.sleep(0.05)
             assert server.stop() == 0
             assert slow.result()["valid"]
             assert rest.result()[1]["valid"] and remote.result().valid
@@ -452,11 +450,16 @@ def test_sigterm_finishes_requests_in_flight(robot):
         assert closed.value.rcvd.code == 1001
 
 
-def test_a_hanging_model_does_not_keep_the_process(robot):
-    with served(deadline_s=0.2, drain_s=0.5) as server:
+def test_a_hanging_model_makes_robots_hold_and_does_not_keep_the_process(robot):
+    with served(deadline_s=0.5, drain_s=0.5) as server:
         client = robot(server)
-        assert client.infer(observation(prompt="sleep 600"))["reason"] == "timeout"
-        assert client.infer(observation())["reason"] == "timeout"
+        last = np.float32([0.9, 0.01, 0, 0, 0, 0, 0, 0.75])
+        fields = {**observation(prompt="sleep 600"), "last_action": last}
+        for count in (1, 2):
+            held = client.infer(fields)
+            assert (held["valid"], held["reason"]) == (False, "timeout")
+            np.testing.assert_array_equal(held["actions"], [[0, 0, 0, 0, 0, 0, 0, 0.75]] * 4)
+            assert server.metric("vla_holds_total", reason="timeout") == count
         assert server.stop() == 1
 
 

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.serving.batcher import Batcher, Done
@@ -122,6 +123,7 @@ class Service:
 
     async def start(self) -> None:
         """Warms up; then requests are answered."""
+        await asyncio.to_thread(Image.preinit)  # the first file of a picture would load decoders
         await self._batcher.warm_up()
         self._running = asyncio.create_task(self._batcher.run())
         self._forgetting = asyncio.create_task(self._forget())

@@ -26,14 +26,15 @@ class Session:
       lock: its requests are answered one after the other.
     """
 
-    def __init__(self, burst: float):
+    def __init__(self, requests_per_s: float):
         self.last: np.ndarray | None = None
         self.executor: ChunkExecutor | None = None
         self.instruction = ""
         self.newest_frame = 0.0
         self.lock = asyncio.Lock()
         self.used = time.monotonic()
-        self._burst, self._credit = burst, burst
+        self._rate, self._burst = requests_per_s, max(1.0, requests_per_s)
+        self._credit = self._burst
 
     def reset(self) -> None:
         """A new episode begins."""
@@ -43,10 +44,10 @@ class Session:
         """Counts a request. Raises HoldError if there were too many."""
         now = time.monotonic()
         # A bucket that fills at the allowed rate and holds a second of it.
-        self._credit = min(self._burst, self._credit + (now - self.used) * self._burst)
+        self._credit = min(self._burst, self._credit + (now - self.used) * self._rate)
         self.used = now
         if self._credit < 1:
-            raise HoldError("rate", f"more than {self._burst:g} requests a second")
+            raise HoldError("rate", f"more than {self._rate:g} requests a second")
         self._credit -= 1
 
 
@@ -59,7 +60,7 @@ class Sessions:
 
     def __init__(self, *, most: int, idle_s: float, requests_per_s: float, metrics: Metrics):
         self._most, self._idle_s, self._metrics = most, idle_s, metrics
-        self._burst = max(1.0, requests_per_s)
+        self._rate = requests_per_s
         self._sessions: dict[str, Session] = {}
 
     def get(self, name: str) -> Session:
@@ -70,7 +71,7 @@ class Sessions:
                 self.forget_idle()
             if len(self._sessions) >= self._most:
                 raise HoldError("overload", f"{self._most} robots are served already")
-            session = self._sessions[name] = Session(self._burst)
+            session = self._sessions[name] = Session(self._rate)
             self._metrics.sessions.set(len(self._sessions))
         return session
 
