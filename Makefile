@@ -62,6 +62,8 @@ $(VENV)/.packages: requirements.txt pyproject.toml
 	    $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt; then :; \
 	  else $(BIN)/python -m pip install --quiet -r requirements.txt; fi
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+# It asks for a NumPy older than JAX's, which it does not need: so the lock cannot hold it.
+	@$(BIN)/python -m pip install --quiet --no-deps openpi-client==0.1.2
 	@touch $@
 
 $(VENV)/.rendering: $(VENV)/.packages tools/setup_rendering.sh

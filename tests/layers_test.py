@@ -62,6 +62,10 @@ OWNERS = {
     "onnx": "checkpoints",
     "mujoco": "envs",
     "gymnasium": "envs",
+    "aiohttp": "serving",
+    "grpc": "serving",
+    "msgpack": "serving",
+    "prometheus_client": "serving",
     "torch": "nowhere",
 }
 

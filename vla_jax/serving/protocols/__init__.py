@@ -1,0 +1,1 @@
+"""How robots talk to the server: openpi's websocket, JSON over HTTP, gRPC."""
