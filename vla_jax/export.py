@@ -79,7 +79,7 @@ def export(workdir: str | Path, out: str | Path, options: Options = Options()) -
     params, builder, meta, config = load_run(workdir)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, lora_rank=0))
     if builder.action_tokenizers:
-        robot = options.robot or _only(tuple(builder.action_tokenizers))
+        robot = options.robot or _only(list(builder.action_tokenizers))
         builder = builder.for_robot(robot)
     elif options.robot:
         raise ValueError(f"{workdir} was trained without robots, and --robot={options.robot}")
@@ -137,7 +137,7 @@ def _write(
             saved_model.write(at / "saved_model", functions, tensors)
 
 
-def _only(robots: tuple[str, ...]) -> str:
+def _only(robots: Sequence[str]) -> str:
     if len(robots) > 1:
         raise ValueError(f"say for which robot with --robot: {', '.join(robots)}")
     return robots[0]

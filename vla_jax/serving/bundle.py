@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import numpy as np
+
 from vla_jax import schema
 from vla_jax.actions import stored
 from vla_jax.actions.spec import ActionSpec
@@ -63,7 +65,8 @@ class StateSettings:
         """Raises ValueError, see `StateInput`."""
         if self.kind == "none":
             return None
-        return StateInput(self.low, self.high, self.token_ids if self.kind == "tokens" else None)
+        ids = np.asarray(self.token_ids, np.int32) if self.kind == "tokens" else None
+        return StateInput(self.low, self.high, ids)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,8 +39,9 @@ def markdown(facts: dict[str, Any], settings: PolicySettings) -> str:
     lines = [
         f"# {facts['model']}, {facts['steps']:,} steps",
         "",
-        f"{facts['parameters']:,} parameters in {facts['dtype']}, from code {facts['exported']['git']}"
-        f", exported {facts['exported']['date']}. Load it with `vla_jax.serving.load(directory)`.",
+        f"{facts['parameters']:,} parameters in {facts['dtype']}, exported "
+        f"{facts['exported']['date']} by code {facts['exported']['git']}. "
+        "Load it with `vla_jax.serving.load(directory)`.",
         "",
         "## Input",
         "",
@@ -82,8 +83,8 @@ def _robot(robot: dict[str, Any] | None, settings: PolicySettings) -> list[str]:
     return [
         f"## Actions of {spec['name']}",
         "",
-        f"{spec['control_hz']:g} Hz; frame: {spec['frame']}; rotation: {spec['rotation']}; gripper: "
-        f"{spec['gripper']}. Scaled by: {robot['statistics']['kind']}. Of a chunk "
+        f"{spec['control_hz']:g} Hz; frame: {spec['frame']}; rotation: {spec['rotation']}; "
+        f"gripper: {spec['gripper']}. Scaled by: {robot['statistics']['kind']}. Of a chunk "
         f"{settings.execute_steps} are done before the next look, "
         + ("without ensembling." if decay is None else f"ensembled with decay {decay:g}."),
         "",

@@ -164,7 +164,7 @@ class BundlePolicy:
         if not isinstance(images, Mapping):
             if len(self.cameras) > 1:
                 raise ValueError(f"name the cameras: {{{', '.join(self.cameras)}}}")
-            images = {self.cameras[0]: images}
+            images = dict.fromkeys(self.cameras, images)
         if temperature is None:
             temperature = self._bundle.settings.temperature
         return self.act([Observation(images, instruction, state, temperature, seed)])[0]

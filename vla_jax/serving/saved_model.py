@@ -23,7 +23,7 @@ def write(
     """Writes a SavedModel with a signature of each function's name and inputs named as there."""
     names = ("images", "tokens", "valid", "temperature", "seeds", "state", "state_valid")
     module: Any = tf.Module()
-    variables = {name: tf.Variable(x, trainable=False) for name, x in tensors.items()}
+    variables = {name: tf.Variable(tf.constant(x), trainable=False) for name, x in tensors.items()}
     module.parameters = list(variables.values())  # a module saves what its attributes hold
     signatures = {}
     for name, function in functions.items():
