@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -73,8 +74,8 @@ def test_images_are_resized_as_in_training(shape, size):
     encoded_image = training_images.to_bytes(image, where="here")
     want = np.asarray(training_images.decode(encoded_image, size)).astype(int)
     got = pixels.resized(image, size).astype(int)
-    # Sums in another order: now and then a number that ends with a half is rounded the other way.
-    assert np.abs(got - want).max() <= 1 and (got == want).mean() > 0.9995
+    # Processors that multiply and add in one step round a few halves the other way.
+    assert np.abs(got - want).max() <= 1 and (got == want).mean() > 0.9999
 
 
 def test_one_bad_request_does_not_spoil_the_others(plain):
@@ -136,7 +137,8 @@ def test_plans_states_chunks_cameras_and_frames_come_through(rich, rich_bundle, 
     assert found.card["cameras"]["wrist"] == "steps/observation/wrist"
     run = load_policy(rich_run, batch_size=2)[0]
     # The bundle is int8: its parameters in the run's policy.
-    run = run.with_params(rich._policies[1].params)
+    places = jax.tree.map(lambda x: x.sharding, run.params)
+    run = run.with_params(jax.device_put(rich._policies[1].params, places))
     old, new = noise(0, 2, 2, 28, 28, 3), noise(1, 2, 2, 28, 28, 3)  # [camera, robot, ...]
     states = np.random.default_rng(2).normal(size=(2, 8)).astype(np.float32)
     views = np.stack([old[0], old[1], new[0], new[1]], axis=1)
@@ -181,7 +183,7 @@ def test_a_model_split_over_devices_says_the_same(plain, plain_bundle):
     split = serving.load(plain_bundle, mesh=mesh, max_batch_size=4)
     assert split.batch_sizes == (4,)  # rows divide over the devices
     table = split._policies[4].params["llm"]["embedder"]["input_embedding"]
-    assert len({shard.index for shard in table.addressable_shards}) == 8
+    assert len({str(shard.index) for shard in table.addressable_shards}) == 8
     np.testing.assert_array_equal([a.tokens for a in split.act(_ask(images))], want)
 
 

@@ -17,20 +17,42 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
     """
     if image.shape[:2] == (size, size):
         return image
-    rows, columns = (_weights(length, size) for length in image.shape[:2])
-    values = np.einsum("yh,hwc->ywc", rows, image.astype(np.float32), optimize=True)
-    values = np.einsum("xw,ywc->yxc", columns, values, optimize=True)
+    values = _along_rows(image.astype(np.float32), size)
+    values = _along_rows(values.swapaxes(0, 1), size).swapaxes(0, 1)
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=32)
-def _weights(length: int, size: int) -> np.ndarray:
-    """float32 [size, length]: each output pixel is a mean under a triangle.
+def _along_rows(values: np.ndarray, size: int) -> np.ndarray:
+    """float32 [h, ...] -> [size, ...].
 
-    Its half width is that of an output pixel, seen in the input, and at least one input pixel.
+    Added up one by one, as TensorFlow does: numbers that end with a half are common, and which way
+    they are rounded depends on the order.
     """
-    scale = length / size
-    centres = (np.arange(size) + 0.5) * scale - 0.5
-    distance = np.abs(centres[:, None] - np.arange(length)) / max(scale, 1.0)
-    weights = np.maximum(0.0, 1.0 - distance)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    places, weights = _taps(len(values), size)
+    out = np.zeros((size, *values.shape[1:]), np.float32)
+    for place, weight in zip(places.T, weights.T):
+        out += weight[:, None, None] * values[place]
+    return out
+
+
+@functools.lru_cache(maxsize=32)
+def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which inputs each of the outputs is a mean of: int [size, taps], float32 weights alike.
+
+    The weights are a triangle around the output pixel, with its width and at least one input pixel.
+    """
+    one, half = np.float32(1), np.float32(0.5)
+    inverse = one / (np.float32(size) / np.float32(length))
+    width = max(inverse, one)
+    centre = (np.arange(size, dtype=np.float32) + half) * inverse
+    first = np.clip(np.ceil(centre - width - half).astype(int), 0, length - 1)
+    last = np.clip(np.floor(centre + width - half).astype(int), 0, length - 1)
+    taps = first[:, None] + np.arange(int((last - first).max()) + 1)
+    inside = taps <= last[:, None]
+    taps = np.minimum(taps, length - 1)
+    distance = np.abs(taps.astype(np.float32) + half - centre[:, None]) / width
+    weights = np.where(inside, np.maximum(np.float32(0), one - distance), np.float32(0))
+    total = np.zeros(size, np.float32)
+    for weight in weights.T:
+        total += weight
+    return taps, weights * (one / total)[:, None]
