@@ -7,6 +7,8 @@ import pytest
 
 from tests.data.examples import LENGTHS, encoded, episode, episodes, rows
 from vla_jax.actions.spec import end_effector_spec
+from vla_jax.build import build_training
+from vla_jax.checkpoints.manager import Checkpoints, Retention
 from vla_jax.config import Config
 from vla_jax.data.tfds_writer import write_episodes, write_image_text
 from vla_jax.export import Options, export
@@ -16,9 +18,9 @@ from vla_jax.train import train
 SPEC = end_effector_spec("test", max_position_m=0.05, max_rotation_rad=0.1, control_hz=5)
 
 
-def _train(at, robot: dict, data: dict, model: dict) -> str:
+def _config(at, robot: dict, data: dict, model: dict) -> Config:
     write_image_text({"train": rows("train", 12)}, at / "web", name="web", description="")
-    config = {
+    plain = {
         "model": {"preset": "tiny", "image_size": 28, "compute_dtype": "float32", **model},
         "data": {
             "sources": {
@@ -32,8 +34,7 @@ def _train(at, robot: dict, data: dict, model: dict) -> str:
         "optimizer": {"learning_rate": 3e-3, "warmup_steps": 1, "decay": "constant"},
         "train": {"steps": 3, "batch_size": 8, "log_every": 1, "checkpoint_every": 3},
     }
-    train(from_dict(Config, config), str(at / "run"))
-    return str(at / "run")
+    return from_dict(Config, plain)
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +42,8 @@ def plain_run(tmp_path_factory):
     """Of one camera, RT-2's tokens and pictures with text."""
     at = tmp_path_factory.mktemp("plain")
     write_episodes(episodes(), at / "robot", SPEC, name="robot", description="", test_every=5)
-    return _train(at, {}, {}, {})
+    train(_config(at, {}, {}, {}), str(at / "run"))
+    return at / "run"
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +55,7 @@ def plain_bundle(plain_run, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def rich_run(tmp_path_factory):
-    """Of two cameras, two frames, plans, a state in a vector and chunks of two."""
+    """Of two cameras, two frames, plans, a state in a vector and chunks of two; untrained."""
     at = tmp_path_factory.mktemp("rich")
 
     def richer(number: int, steps: int):
@@ -68,7 +70,10 @@ def rich_run(tmp_path_factory):
     state = {"kind": "vector", "low": [-2.0] * 8, "high": [2.0] * 8}
     data = {"state": state, "actions": {"chunk": 2}, "frames": 2}
     data |= {"max_tokens": 60, "max_answer_tokens": 30}
-    return _train(at, robot, data, {"num_views": 4, "state_size": 8})
+    run = build_training(_config(at, robot, data, {"num_views": 4, "state_size": 8}))
+    with Checkpoints(at / "run", Retention()) as checkpoints:
+        checkpoints.save(run.fresh_state(), run.meta(0))
+    return at / "run"
 
 
 @pytest.fixture(scope="session")
