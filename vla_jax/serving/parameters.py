@@ -97,7 +97,9 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
         size += x.nbytes
     for number, part in enumerate(parts, 1):
         of = "" if len(parts) == 1 else f"-{number:05d}-of-{len(parts):05d}"
-        save_file(part, directory / f"parameters{of}.safetensors")
+        path = directory / f"parameters{of}.safetensors"
+        save_file(part, path)
+        path.chmod(0o644)  # safetensors lets only its writer read; a server is often somebody else
 
 
 def read(directory: Path) -> dict[str, np.ndarray]:
