@@ -15,15 +15,16 @@ from vla_jax import serving
 from vla_jax.build import load_policy
 from vla_jax.data import images as training_images
 from vla_jax.decoding.sampler import BROKEN
-from vla_jax.serving import bundle, pixels
+from vla_jax.serving import bundle, parameters, pixels
 from vla_jax.sharding.mesh import MeshConfig
+from vla_jax.text.prompts import robot_prompt
 
 INSTRUCTIONS = ["pick the dog", "pick the cat", "push it"]
 
 
 @pytest.fixture(scope="module")
 def plain(plain_bundle):
-    return serving.load(plain_bundle, max_batch_size=4)
+    return serving.load(plain_bundle, max_batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_it_acts_as_the_run_does(plain, plain_run):
     run = load_policy(plain_run, batch_size=3)[0]
     images = noise(0, 3, 28, 28, 3)
     assert (plain.spec, plain.chunk, plain.cameras) == (SPEC, 1, ("image",))
-    assert plain.batch_sizes == (1, 2, 4) and plain.image_size == 28 and plain.state_names == ()
+    assert plain.batch_sizes == (1, 2) and plain.image_size == 28 and plain.state_names == ()
     for temperature in (0.0, 0.8):
         seeds = [5, 6, 7]
         want = run.act(images, INSTRUCTIONS, temperature=temperature, seeds=seeds)
@@ -120,7 +121,7 @@ def test_logits_that_are_not_finite_refuse_their_row_alone(plain_bundle, tmp_pat
     tensors["llm/embedder/input_embedding"][dog] = np.nan
     save_file(tensors, file)
     bundle.write_manifest(copy)
-    broken = serving.load(copy, max_batch_size=4)
+    broken = serving.load(copy, max_batch_size=2)
     images = noise(0, 3, 28, 28, 3)
     got = broken.act(_ask(images))
     assert [action.valid for action in got] == [False, True, True]
@@ -160,6 +161,22 @@ def test_plans_states_chunks_cameras_and_frames_come_through(rich, rich_bundle, 
         assert action.valid, action.why
         assert action.plan == want.plans[row]
         np.testing.assert_array_equal(action.actions, want.actions[row])
+    # So does its StableHLO, which takes int8 as the files have it.
+    text = run.builder.prompts(
+        [robot_prompt(i, found.settings.robot_template) for i in INSTRUCTIONS[:2]], states
+    )
+    raw = (rich_bundle / "stablehlo/act.stablehlo").read_bytes()
+    ids = jax.jit(jax.export.deserialize(bytearray(raw)).call)(
+        parameters.read(rich_bundle),
+        views,
+        text["tokens"],
+        text["valid"],
+        np.zeros(2, np.float32),
+        np.zeros(2, np.int32),
+        text["state"],
+        text["state_valid"],
+    )
+    np.testing.assert_array_equal(run._split(np.asarray(ids))[1], want.ids)
     # One frame is the first of an episode.
     first = run.act(views[:1, [2, 3, 2, 3]], INSTRUCTIONS[:1], states=states[:1])
     alone = rich({"image": new[0, 0], "wrist": new[1, 0]}, INSTRUCTIONS[0], states[0])
@@ -187,8 +204,8 @@ def test_a_model_split_over_devices_says_the_same(plain, plain_bundle):
     np.testing.assert_array_equal([a.tokens for a in split.act(_ask(images))], want)
 
 
-def test_after_a_warm_up_nothing_is_compiled(plain_bundle):
-    policy = serving.load(plain_bundle, max_batch_size=2)
+def test_after_a_warm_up_nothing_is_compiled(plain):
+    policy = plain
     policy.warm_up()
     decoders = policy._policies[1]._decoders
     sizes = {name: decode._cache_size() for name, decode in decoders.items()}
