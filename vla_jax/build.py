@@ -211,9 +211,11 @@ def _mesh_here(config: MeshConfig) -> Mesh:
         return make_mesh(MeshConfig())
 
 
-def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, CheckpointMeta, Config]:
-    """The policy of a run's newest checkpoint, placed as in the run if these devices allow it, else
-    whole on each of them.
+def load_run(
+    workdir: str | Path,
+) -> tuple[Params, SequenceBuilder, CheckpointMeta, Config]:
+    """A run's newest checkpoint: parameters, placed as in the run if these devices allow it, else
+    whole on each of them, low-rank adapters merged; and what they were trained with.
 
     Raises:
       FileNotFoundError: no checkpoint there.
@@ -240,6 +242,12 @@ def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, Checkp
         merge = functools.partial(merge_lora, config=config.model)
         placed = param_shardings(jax.eval_shape(merge, params), mesh)
         params = jax.jit(merge, out_shardings=placed)(params)
+    return params, builder, meta, config
+
+
+def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, CheckpointMeta, Config]:
+    """The policy of a run's newest checkpoint; see `load_run`."""
+    params, builder, meta, config = load_run(workdir)
     model = dataclasses.replace(config.model, lora_rank=0)
     merged = dataclasses.replace(config, model=model)
     return acting_policy(params, merged, builder, batch_size=batch_size), meta, config

@@ -158,7 +158,7 @@ def test_nothing_malformed_comes_out(scale):
 def test_action_decoding_multiplies_action_rows_only():
     policy = _policy()
     text = (
-        policy._decoder(SPEC.name)
+        policy.decoder(SPEC.name)
         .lower(
             policy.params,
             jnp.zeros((5, 1, 28, 28, 3), jnp.uint8),

@@ -16,7 +16,7 @@ from vla_jax.actions.spec import ActionSpec
 from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.data.sequence import SequenceBuilder
 from vla_jax.decoding.processes import FailedElsewhereError, agree, gather, join_rows
-from vla_jax.decoding.sampler import DecodeFn, make_decoder
+from vla_jax.decoding.sampler import BROKEN, DecodeFn, make_decoder
 from vla_jax.models.presets import ModelConfig
 from vla_jax.models.stack import unstack_layers
 from vla_jax.models.vla import State
@@ -50,6 +50,8 @@ class Policy:
       robot_template: of the prompt that instructions are put in, as in training.
       plans: it says what it is going to do before it acts, as in training; the template is then
         usually `prompts.PLAN_TEMPLATE`.
+      flag_broken: rows whose logits are not finite say so, see `sampler.BROKEN`, and their action
+        is refused. Without, an action is legal whatever the logits.
 
     Raises:
       ValueError: no room for a plan in the builder's max_answer_tokens.
@@ -64,13 +66,13 @@ class Policy:
         batch_size: int,
         robot_template: str = ROBOT_TEMPLATE,
         plans: bool = False,
+        flag_broken: bool = False,
     ):
         self.config = config
         self.builder = builder
         self._template, self._plans = robot_template, plans
         self._mesh = _mesh_of(params)
-        parts = math.lcm(batch_shards(self._mesh), jax.process_count())
-        self.batch_size = -(-batch_size // parts) * parts
+        self.batch_size = self._whole_batch(batch_size)
         self.params = _unstacked(params, config)
         self._make = functools.partial(
             make_decoder,
@@ -78,13 +80,14 @@ class Policy:
             eos_id=builder.vocabulary.eos_id,
             pad_id=builder.vocabulary.pad_id,
             num_words=builder.vocabulary.size,
+            flag_broken=flag_broken,
             mesh=self._mesh,
         )
         # Of all robots, for this policy and those that `for_robot` makes of it.
         self._tokenizers = dict(builder.action_tokenizers)
         self._decoders: dict[str, DecodeFn] = {}
         if len(self._tokenizers) == 1:
-            self._decoder(next(iter(self._tokenizers)))
+            self.decoder(next(iter(self._tokenizers)))
 
     def with_params(self, params: Params) -> Policy:
         """The same policy with other parameters, of the same shapes and placed alike: nothing is
@@ -92,6 +95,17 @@ class Policy:
         policy = copy.copy(self)
         policy.params = _unstacked(params, self.config)
         return policy
+
+    def with_batch_size(self, batch_size: int) -> Policy:
+        """The same policy with calls of another size. They share what is compiled for each."""
+        policy = copy.copy(self)
+        policy.batch_size = self._whole_batch(batch_size)
+        return policy
+
+    def _whole_batch(self, batch_size: int) -> int:
+        """The next number that divides over devices and processes."""
+        parts = math.lcm(batch_shards(self._mesh), jax.process_count())
+        return -(-batch_size // parts) * parts
 
     @property
     def robots(self) -> tuple[str, ...]:
@@ -105,10 +119,10 @@ class Policy:
         """
         policy = copy.copy(self)
         policy.builder = self.builder.for_robot(name)
-        policy._decoder(name)
+        policy.decoder(name)
         return policy
 
-    def _decoder(self, robot: str) -> DecodeFn:
+    def decoder(self, robot: str) -> DecodeFn:
         """Of texts, or of a robot's actions."""
         if robot not in self._decoders:
             self._decoders[robot] = self._action_decoder(robot) if robot else self._text_decoder()
@@ -161,7 +175,10 @@ class Policy:
         return self.complete(images, [question_prompt(q) for q in questions])
 
     def complete(self, images: np.ndarray, prompts: list[str]) -> list[str]:
-        """As `answer`, for whole prompts, in whatever template the model was trained with."""
+        """As `answer`, for whole prompts, in whatever template the model was trained with.
+
+        With `flag_broken` the answer of a row whose logits are not finite is "".
+        """
         options = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), np.int32)
         ids = self._run(_TEXT, images, prompts, *options)
         return [self._text(row) for row in ids]
@@ -193,35 +210,67 @@ class Policy:
                 f"temperature {temperature} with {len(seeds)} seeds for {len(instructions)} rows: "
                 "it is at least 0, and sampling needs a seed for each row"
             )
-        tokenizer, count = self.action_tokenizer, len(instructions)
+        count = len(instructions)
+        ids, plans = self.action_tokens(
+            images,
+            instructions,
+            temperatures=np.full(count, temperature, np.float32),
+            seeds=np.asarray(seeds if temperature else np.zeros(count), np.int32),
+            states=states,
+        )
+        actions = np.stack([self.action_tokenizer.decode(row) for row in ids])
+        return ActResult(actions, ids, plans)
+
+    def action_tokens(
+        self,
+        images: np.ndarray,
+        instructions: list[str],
+        *,
+        temperatures: np.ndarray,
+        seeds: np.ndarray,
+        states: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """What `act` decodes, with a temperature for each row.
+
+        Args:
+          temperatures: float32 [B], at least 0.
+          seeds: int32 [B], at least 0.
+
+        Returns:
+          Ids int32 [B, K], padded, and the plans, () of a policy that says none. With `flag_broken`
+          the ids of a row whose logits were not finite have a `sampler.BROKEN` among them.
+
+        Raises:
+          ValueError: as `act`.
+        """
         if (states is not None) != (self.builder.state is not None):
             wanted = "takes none" if self.builder.state is None else "was trained with them"
             raise ValueError(
                 f"{'no ' if states is None else ''}states are given, and this policy {wanted}"
             )
         prompts = [robot_prompt(i, self._template) for i in instructions]
-        options = (
-            np.full(count, temperature, np.float32),
-            np.asarray(seeds if temperature else np.zeros(count), np.int32),
-        )
-        ids = self._run(self.action_spec.name, images, prompts, *options, states=states)
+        robot = self.action_spec.name
+        ids = self._run(robot, images, prompts, temperatures, seeds, states=states)
         plans: tuple[str, ...] = ()
         if self._plans:
             plans, ids = self._split(ids)
-        return ActResult(np.stack([tokenizer.decode(row) for row in ids]), ids, plans)
+        return ids, plans
 
     def _split(self, ids: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
         """What a decoder of plans says -> the plans, and the action tokens [B, K]."""
         end, length = self.builder.plan_end, self.action_tokenizer.max_tokens
+        broken = (ids == BROKEN).any(axis=1, keepdims=True)
         windows = np.lib.stride_tricks.sliding_window_view(ids, len(end), axis=1)
         starts = np.argmax((windows == end).all(axis=2), axis=1)
         plans = tuple(
             self.builder.vocabulary.decode(row[:start]) for row, start in zip(ids, starts.tolist())
         )
         places = starts[:, None] + len(end) + np.arange(length)
-        return plans, np.take_along_axis(ids, places, axis=1)
+        return plans, np.where(broken, BROKEN, np.take_along_axis(ids, places, axis=1))
 
     def _text(self, ids: np.ndarray) -> str:
+        if BROKEN in ids:
+            return ""
         end = np.flatnonzero(ids == self.builder.vocabulary.eos_id)
         return self.builder.vocabulary.decode(ids[: end[0] if len(end) else len(ids)].tolist())
 
@@ -304,7 +353,7 @@ class Policy:
             for c in (c[row] for c in join_rows(padded))
         ]
         inputs, state = everything[:5], State(*everything[5:]) if everything[5:] else None
-        ids = self._decoder(names[number])(self.params, *inputs, state=state)
+        ids = self.decoder(names[number])(self.params, *inputs, state=state)
         first = share * jax.process_index()
         return np.asarray(ids)[first : first + count]
 

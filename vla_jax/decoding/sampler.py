@@ -33,6 +33,9 @@ Decoders of plans say a plan, `plan_end`, and then the action's tokens."""
 
 Kind = Literal["text", "action", "both", "plan"]
 
+BROKEN = -1
+"""Said by a decoder with `flag_broken` in place of a token where the logits are not finite."""
+
 
 class _Loop(NamedTuple):
     step: jax.Array  # int32 [], tokens so far
@@ -60,6 +63,7 @@ class _Picker:
     top_k: int
     num_words: int | None
     plan_end: tuple[int, ...] = ()
+    flag_broken: bool = False
 
     def __post_init__(self):
         if self.kind != "action" and self.max_answer_tokens < 1:
@@ -91,10 +95,22 @@ class _Picker:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Next token [B], the automaton's state after it, and whether the row is complete."""
         rows = jnp.asarray(self.automaton.token_ids) if self.automaton else None
+        wanted = rows if self.kind == "action" else None
+        logits = run_model(self.model, params, hidden, wanted, method="logits")
+        token, after, complete = self._choose(
+            logits, rows, step, state, temperature, seed, is_action
+        )
+        if self.flag_broken:
+            broken = ~jnp.isfinite(logits).all(axis=1)
+            token, complete = jnp.where(broken, BROKEN, token), complete | broken
+        return token, after, complete
+
+    def _choose(
+        self, logits: jax.Array, rows: jax.Array | None, step, state, temperature, seed, is_action
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """As `__call__`; of logits of the action rows alone, or of all."""
         if self.kind == "action":
-            logits = run_model(self.model, params, hidden, rows, method="logits")
             return self._action(logits, step, state, temperature, seed)
-        logits = run_model(self.model, params, hidden, method="logits")
         words = logits[:, : self.num_words]
         warmth = 0 * temperature if self.kind == "plan" else temperature  # plans are the likeliest
         word = self._draw(words, warmth, seed, step).astype(jnp.int32)
@@ -164,6 +180,7 @@ def make_decoder(
     top_k: int = 0,
     num_words: int | None = None,
     plan_end: Sequence[int] = (),
+    flag_broken: bool = False,
     mesh: Mesh | None = None,
 ) -> DecodeFn:
     """A compiled decoder for prompts of one kind, or of both in one batch.
@@ -180,6 +197,8 @@ def make_decoder(
         stand for nothing and do not come out as text. None: all rows are words.
       plan_end: the ids that end a plan. A plan that comes to its limit or to EOS before is ended
         with them, so the action always follows.
+      flag_broken: a row whose logits are not finite says `BROKEN` and ends there. Without, it goes
+        on with whatever is legal.
       mesh: that parameters lie on and rows are split over; ids then come out whole everywhere.
         None: all is on one device.
 
@@ -196,6 +215,7 @@ def make_decoder(
         top_k,
         num_words,
         tuple(int(i) for i in plan_end),
+        flag_broken,
     )
 
     def decode(params: Params, *inputs: jax.Array, state: State | None = None) -> jax.Array:

@@ -247,7 +247,7 @@ class Embedder(nn.Module):
         """[..., D] -> float32 [..., V], or [..., R] for R embedding rows."""
         table = self.input_embedding if rows is None else self.input_embedding[rows]
         flat = x.reshape(-1, x.shape[-1])
-        axes = () if rows is not None else vocabulary_axes(_TABLE, table.shape, len(flat))
+        axes = () if rows is not None else vocabulary_axes(_TABLE, table.shape, flat.shape[0])
         if axes:
             y = multiply(flat, table, axes)
         else:

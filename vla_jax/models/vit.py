@@ -143,7 +143,7 @@ class Vit(nn.Module):
         x = x + position.astype(dtype)
         if vit.class_token:
             token = self.param("cls", nn.initializers.zeros, (1, 1, vit.width)).astype(dtype)
-            x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, vit.width)), x], axis=1)
+            x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, vit.width)), x], axis=1)
         x = Encoder(config, name="Transformer")(x)
         if vit.class_token:
             x = x[:, 1:]
