@@ -39,9 +39,10 @@ class FakePolicy:
         call_s: float = 0.0,
         warm_s: float = 0.0,
         batch: int = 16,
+        frames: int = 1,
     ):
         self.card = {"name": "fake"}
-        self.cameras, self.chunk = tuple(cameras), chunk
+        self.cameras, self.chunk, self.frames = tuple(cameras), chunk, frames
         self.state_names = tuple(f"s{i}" for i in range(states))
         self.batch_sizes = (1, batch)
         self._call_s, self._warm_s = call_s, warm_s
@@ -79,11 +80,14 @@ class FakePolicy:
 
 def expected(observation: Observation, cameras, chunk: int) -> np.ndarray:
     """Actions float32 [C, A] within the spec's bounds: each from another part of the input."""
-    pixels = [int(observation.images[c][0, 0, 0]) for c in cameras]
+    # [frames, cameras]
+    pixels = np.stack([observation.images[c][..., 0, 0, 0].reshape(-1) for c in cameras], axis=1)
+    pixels = pixels.astype(int)
     actions = np.zeros((chunk, 8), np.float32)
     for step in range(chunk):
-        actions[step, 1] = 0.0001 * pixels[0]
-        actions[step, 2] = 0.0001 * pixels[-1]
+        actions[step, 1] = 0.0001 * pixels[-1, 0]
+        actions[step, 2] = 0.0001 * pixels[-1, -1]
+        actions[step, 6] = 0.0001 * pixels[:-1].sum()
         actions[step, 3] = 0.001 * step
         actions[step, 4] = 0.001 * len(observation.instruction)
         if observation.state is not None:

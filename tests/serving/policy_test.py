@@ -58,9 +58,7 @@ def test_it_acts_as_the_run_does(plain, plain_run):
         one = plain(images[0], INSTRUCTIONS[0], temperature=temperature, seed=5)
         np.testing.assert_array_equal(one.actions, want.actions[0])
     questions = ["what is number 1?", "why?"]
-    assert plain.answer([{"image": i} for i in images[:2]], questions) == run.answer(
-        images[:2], questions
-    )
+    assert plain.answer(list(images[:2]), questions) == run.answer(images[:2], questions)
     five = plain.act([*_ask(images), *_ask(images)][:5])  # more than the largest batch
     want = run.act(images, INSTRUCTIONS).ids
     np.testing.assert_array_equal([a.tokens for a in five], want[[0, 1, 2, 0, 1]])
@@ -90,7 +88,9 @@ def test_one_bad_request_does_not_spoil_the_others(plain):
             images={"image": images[0] / np.float32(2)}
         ),
         "uint8 [0, 28, 3], not uint8": first._replace(images={"image": images[0][:0]}),
-        "uint8 [3, 28, 28, 3], not uint8": first._replace(images={"image": images}),
+        "[3, 28, 28, 3], and this policy sees 1 at a time": first._replace(
+            images={"image": images}
+        ),
         "empty instruction": first._replace(instruction=" ."),
         "longer than the 30": first._replace(instruction="pick the dog " * 30),
         "a state is given": first._replace(state=np.zeros(8)),
@@ -109,7 +109,7 @@ def test_one_bad_request_does_not_spoil_the_others(plain):
         assert action.actions.shape == (1, 8) and np.isnan(action.actions).all()
         assert action.tokens.size == 0
     with pytest.raises(ValueError, match="question 1: empty question"):
-        plain.answer([first.images] * 2, ["what?", " "])
+        plain.answer([images[0]] * 2, ["what?", " "])
 
 
 def test_logits_that_are_not_finite_refuse_their_row_alone(plain_bundle, tmp_path, plain):
@@ -210,7 +210,7 @@ def test_after_a_warm_up_nothing_is_compiled(plain):
     decoders = policy._policies[1]._decoders
     sizes = {name: decode._cache_size() for name, decode in decoders.items()}
     assert sizes == {"test": 2, "": 2}
-    images = [{"image": np.frombuffer(encoded(0), np.uint8)[:3].reshape(1, 1, 3)}] * 3
-    policy.act([serving.Observation(image, "pick the dog") for image in images])
+    images = [np.frombuffer(encoded(0), np.uint8)[:3].reshape(1, 1, 3)] * 3
+    policy.act([serving.Observation({"image": image}, "pick the dog") for image in images])
     policy.answer(images, ["a?", "b?", "c?"])
     assert {name: decode._cache_size() for name, decode in decoders.items()} == sizes

@@ -108,6 +108,32 @@ def test_openpi_broker_carries_a_chunk_out(server, robot):
     np.testing.assert_array_equal(got, [*direct(1)[:3], direct(4)[0]])
 
 
+def test_a_policy_of_several_frames_gets_those_before(robot):
+    def earlier(answer) -> float:
+        """What the policy saw of earlier frames, both cameras."""
+        assert answer["valid"], answer["why"]
+        return round(float(answer["actions"][0, 6]) * 1e4)
+
+    with served({"frames": 3, "chunk": 1}) as server:
+        client = robot(server)
+        asked = [client.infer(observation(n, 10 * n)) for n in (1, 2, 3)]
+        # The first stands for those before it.
+        assert [earlier(a) for a in asked] == [11 + 11, 11 + 11, 11 + 22]
+        assert earlier(client.infer({**observation(5, 5), "reset": True})) == 20
+    with served({"frames": 2}) as server:
+        client = robot(server)
+        assert earlier(client.infer(observation(1, 10))) == 11
+        # The robot has done steps since that the server has not seen.
+        refused = client.infer(observation(2, 20))
+        assert refused["reason"] == "image" and "sends uint8 [2, h, w, 3]" in refused["why"]
+        names = ("observation/front", "observation/wrist")
+        both = {n: np.stack([picture(7), picture(8)]) for n in names}
+        for _ in range(2):
+            assert earlier(client.infer({**both, "prompt": "lift it"})) == 14
+        three = {n: np.stack([picture(7)] * 3) for n in names}
+        assert client.infer({**three, "prompt": "lift it"})["reason"] == "image"
+
+
 @pytest.mark.parametrize(
     "message",
     [

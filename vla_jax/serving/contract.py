@@ -1,4 +1,4 @@
-"""What the server asks of a policy."""
+"""What the server asks of a policy, and what it is told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from vla_jax.actions.spec import ActionSpec
 
 
 class Observation(NamedTuple):
-    """What one robot sees: a picture uint8 [h, w, 3] of each camera, and what it is to do."""
+    """What one robot sees and was told.
+
+    Attributes:
+      images: camera name -> uint8 [h, w, 3] of any size; [frames, h, w, 3], oldest first, for a
+        policy that sees several frames. One frame counts as the first of an episode.
+      state: float [S], what the robot measures, for a policy that was trained with it.
+      temperature: 0 for the likeliest tokens, 1 for a sample of the model's distribution.
+      seed: of the sample, in [0, 2**31).
+    """
 
     images: Mapping[str, np.ndarray]
     instruction: str
@@ -21,19 +29,30 @@ class Observation(NamedTuple):
 
 
 class Action(NamedTuple):
-    """What a policy says to one observation."""
+    """One chunk of actions.
 
-    actions: np.ndarray  # float32 [C, A], physical units
-    tokens: np.ndarray  # int32 [K]
+    Attributes:
+      actions: float32 [C, A] in the ActionSpec's units. NaN where it is not valid, so that whoever
+        forgets to look cannot move a robot.
+      tokens: int32 [K]; none if the model was not asked.
+      text: the tokens, for people.
+      plan: what it said first that it would do; "" if it does not plan.
+      latency_s: of the call that it was part of.
+      valid: False: do not do it.
+      why: the reason, "" if it is valid.
+    """
+
+    actions: np.ndarray
+    tokens: np.ndarray
     text: str
     plan: str
     latency_s: float
     valid: bool
-    why: str  # "" if valid
+    why: str
 
 
 class ServedPolicy(Protocol):
-    """A policy as the server sees it. Only one thread calls it."""
+    """A policy as the server sees it: `BundlePolicy`. Only one thread calls it."""
 
     @property
     def card(self) -> dict[str, Any]: ...
@@ -43,6 +62,8 @@ class ServedPolicy(Protocol):
     def spec(self) -> ActionSpec: ...
     @property
     def cameras(self) -> tuple[str, ...]: ...
+    @property
+    def frames(self) -> int: ...
     @property
     def chunk(self) -> int: ...
     @property

@@ -12,14 +12,14 @@ from PIL import Image
 
 from vla_jax.serving.safety import HoldError
 
-_LARGE = 1 << 16  # elements or characters that are worth a thread
+_LARGE_FILE, _LARGE_ARRAY = 1 << 13, 1 << 16  # bytes or characters that are worth a thread
 
 
-def is_slow(value: Any) -> bool:
-    """Whether `read_picture` would hold up other robots."""
-    return not isinstance(value, np.ndarray) and (
-        not isinstance(value, str | bytes) or len(value) > _LARGE
-    )
+def is_slow(value: Any, side: int) -> bool:
+    """Whether reading a picture and resizing it to `side` would hold up other robots."""
+    if isinstance(value, np.ndarray):
+        return value.size > _LARGE_ARRAY and value.shape[:2] != (side, side)
+    return not isinstance(value, str | bytes) or len(value) > _LARGE_FILE
 
 
 def read_picture(value: Any, *, camera: str, max_side: int) -> np.ndarray:

@@ -18,53 +18,13 @@ from vla_jax.decoding.sampler import BROKEN
 from vla_jax.models.vla import init_params
 from vla_jax.serving import parameters
 from vla_jax.serving.bundle import Bundle, read, short_names
+from vla_jax.serving.contract import Action, Observation
 from vla_jax.serving.pixels import resized
 from vla_jax.sharding.mesh import MeshConfig, make_mesh
 from vla_jax.sharding.rules import param_shardings
 from vla_jax.text.prompts import question_prompt, robot_prompt
 
 _MAX_SEED = 2**31
-
-
-class Observation(NamedTuple):
-    """What one robot sees and was told.
-
-    Attributes:
-      images: camera name -> uint8 [h, w, 3] of any size; [frames, h, w, 3], oldest first, for a
-        policy that sees several frames. One frame counts as the first of an episode.
-      state: float [S], what the robot measures, for a policy that was trained with it.
-      temperature: 0 for the likeliest tokens, 1 for a sample of the model's distribution.
-      seed: of the sample, in [0, 2**31).
-    """
-
-    images: Mapping[str, np.ndarray]
-    instruction: str
-    state: np.ndarray | None = None
-    temperature: float = 0.0
-    seed: int = 0
-
-
-class Action(NamedTuple):
-    """One chunk of actions.
-
-    Attributes:
-      actions: float32 [C, A] in the ActionSpec's units. NaN where it is not valid, so that whoever
-        forgets to look cannot move a robot.
-      tokens: int32 [K]; none if the model was not asked.
-      text: the tokens, for people.
-      plan: what it said first that it would do; "" if it does not plan.
-      latency_s: of the call that it was part of.
-      valid: False: do not do it.
-      why: the reason, "" if it is valid.
-    """
-
-    actions: np.ndarray
-    tokens: np.ndarray
-    text: str
-    plan: str
-    latency_s: float
-    valid: bool
-    why: str
 
 
 class _Row(NamedTuple):
@@ -190,19 +150,21 @@ class BundlePolicy:
         found |= {n: self._refused(nothing, "", why, took) for n, why in reasons.items()}
         return [found[number] for number in range(len(observations))]
 
-    def answer(
-        self, images: Sequence[Mapping[str, np.ndarray]], questions: Sequence[str]
-    ) -> list[str]:
+    def answer(self, images: Sequence[np.ndarray], questions: Sequence[str]) -> list[str]:
         """Answers in words, from the full vocabulary; "" where the logits are not finite.
 
-        Raises ValueError, naming the row, for images or a question that cannot be asked.
+        Args:
+          images: of each question one picture uint8 [h, w, 3], of whatever camera; it is the
+            model's only view, as in training's questions.
+
+        Raises ValueError, naming the row, for an image or a question that cannot be asked.
         """
         if len(images) != len(questions):
             raise ValueError(f"{len(images)} images for {len(questions)} questions")
         views = []
         for number, (image, question) in enumerate(zip(images, questions)):
             try:
-                views.append(self._views(image))
+                views.append(resized(_picture(image, "the question"), self.image_size))
                 self._builder.prompts([question_prompt(question)])
             except (ValueError, TypeError, AttributeError) as e:
                 raise ValueError(f"question {number}: {e}") from e
@@ -221,7 +183,7 @@ class BundlePolicy:
         for size in self.batch_sizes:
             if self._bundle.tokenizer is not None:
                 self.act([Observation(images, "stop", values)] * size)
-            self.answer([images] * size, ["what is this?"] * size)
+            self.answer([blank] * size, ["what is this?"] * size)
 
     def _calls(self, count: int) -> list[tuple[int, Policy]]:
         """First row and policy of each call that so many rows take."""
@@ -306,14 +268,25 @@ class BundlePolicy:
     def _frames_of(self, camera: str, image: np.ndarray) -> np.ndarray:
         """uint8 [frames, size, size, 3]."""
         image = np.asarray(image)
-        wrong = image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3
-        if wrong or 0 in image.shape or (image.ndim == 4 and len(image) != self.frames):
+        if image.ndim != 4:
+            frames = [_picture(image, f"camera {camera}")] * self.frames
+        elif len(image) == self.frames > 1:
+            frames = [_picture(frame, f"camera {camera}") for frame in image]
+        else:
             raise ValueError(
-                f"image of camera {camera}: {image.dtype} {list(image.shape)}, not uint8 "
-                f"[h, w, 3]" + (f" or [{self.frames}, h, w, 3]" if self.frames > 1 else "")
+                f"image of camera {camera}: {list(image.shape)}, and this policy sees "
+                f"{self.frames} at a time"
             )
-        frames = [image] * self.frames if image.ndim == 3 else list(image)
         return np.stack([resized(frame, self.image_size) for frame in frames])
+
+
+def _picture(image: np.ndarray, what: str) -> np.ndarray:
+    """As it is, if it is one. Raises ValueError."""
+    image = np.asarray(image)
+    wrong = image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3
+    if wrong or 0 in image.shape:
+        raise ValueError(f"image of {what}: {image.dtype} {list(image.shape)}, not uint8 [h, w, 3]")
+    return image
 
 
 def load(

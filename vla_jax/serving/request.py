@@ -11,6 +11,7 @@ import numpy as np
 
 from vla_jax.serving.contract import Observation, ServedPolicy
 from vla_jax.serving.pictures import is_slow, read_picture
+from vla_jax.serving.pixels import resized
 from vla_jax.serving.safety import HoldError
 from vla_jax.serving.sessions import Session
 
@@ -43,7 +44,7 @@ class RequestReader:
         if unknown:
             raise ValueError(f"cameras: {unknown} are not the policy's, {list(policy.cameras)}")
         self._spec, self._state_names = policy.spec, policy.state_names
-        self._cameras = policy.cameras
+        self._cameras, self._frames, self._side = policy.cameras, policy.frames, policy.image_size
         self._names = {c: self._names_of(c, cameras.get(c)) for c in policy.cameras}
         self._max_side, self._max_age_s = max_side, max_age_s
 
@@ -132,7 +133,7 @@ class RequestReader:
             found = next((m[n] for n in names for m in (nested, fields) if n in m), None)
             if found is None:
                 raise HoldError("camera", f"no picture of camera {camera!r}; known as {names}")
-            images[camera] = await self.picture(found, camera)
+            images[camera] = await self._frames_of(found, camera)
         return Observation(
             images,
             instruction,
@@ -142,12 +143,25 @@ class RequestReader:
         )
 
     async def picture(self, value: Any, camera: str) -> np.ndarray:
-        """uint8 [h, w, 3]. Raises HoldError; see `read_picture`."""
-        if is_slow(value):
-            return await asyncio.to_thread(
-                read_picture, value, camera=camera, max_side=self._max_side
+        """uint8 [side, side, 3] of the policy's side. Raises HoldError; see `read_picture`."""
+        if is_slow(value, self._side):
+            return await asyncio.to_thread(self._picture, value, camera)
+        return self._picture(value, camera)
+
+    def _picture(self, value: Any, camera: str) -> np.ndarray:
+        return resized(read_picture(value, camera=camera, max_side=self._max_side), self._side)
+
+    async def _frames_of(self, value: Any, camera: str) -> np.ndarray:
+        """uint8 [side, side, 3], or [frames, side, side, 3] if the robot sends as many."""
+        several = isinstance(value, np.ndarray) and value.ndim == 4
+        if not several or self._frames == 1:
+            return await self.picture(value, camera)
+        if len(value) != self._frames:
+            raise HoldError(
+                "image",
+                f"camera {camera!r}: {len(value)} frames, and the policy sees {self._frames}",
             )
-        return read_picture(value, camera=camera, max_side=self._max_side)
+        return np.stack([await self.picture(frame, camera) for frame in value])
 
 
 def session_name(fields: Mapping[str, Any], default: str) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.serving.batcher import Batcher, Done
-from vla_jax.serving.contract import ServedPolicy
+from vla_jax.serving.contract import Observation, ServedPolicy
 from vla_jax.serving.metrics import Metrics
 from vla_jax.serving.request import RequestReader, session_name
 from vla_jax.serving.safety import HoldError, Safety
@@ -75,6 +75,7 @@ class Service:
             most=settings.max_sessions,
             idle_s=settings.session_idle_s,
             requests_per_s=settings.max_requests_per_s,
+            frames=policy.frames,
             metrics=self.metrics,
         )
         self._executor()  # refuses settings that do not fit
@@ -228,6 +229,8 @@ class Service:
             session.executor, session.instruction = self._executor(), instruction
         # Looked at even where a chunk goes on: a robot without a camera must not move.
         observation = await reader.observation(fields, state)
+        if self.policy.frames > 1:
+            observation = self._with_frames(observation, session, whole_chunk)
         reply = Reply(np.zeros((0, 0), np.float32))
         if session.executor.due:
             done = await self._batcher.submit("act", observation)
@@ -240,6 +243,21 @@ class Service:
         done_by_robot = self.settings.execute_steps or len(actions)
         session.last = actions[min(done_by_robot, len(actions)) - 1]
         return reply._replace(actions=actions, clipped=clipped)
+
+    def _with_frames(
+        self, observation: Observation, session: Session, whole_chunk: bool
+    ) -> Observation:
+        """Raises HoldError where the steps between the robot's requests are not known here."""
+        if all(image.ndim == 4 for image in observation.images.values()):
+            return observation
+        frames = self.policy.frames
+        if whole_chunk and self.policy.chunk > 1 and session.seen:
+            raise HoldError(
+                "image",
+                f"the policy sees {frames} frames of consecutive steps: a robot that carries "
+                f"chunks out sends uint8 [{frames}, h, w, 3] of each camera",
+            )
+        return observation._replace(images=session.with_frames_before(observation.images))
 
     def _said(self, done: Done) -> Reply:
         """Raises HoldError if the policy's answer is no action."""
@@ -278,6 +296,7 @@ class Service:
         if session is not None:
             # What was planned before does not go on after a stop.
             session.last, session.executor = action, None
+            session.seen.clear()
         rows = self.policy.chunk if chunk else 1
         actions = np.repeat(action[None], rows, axis=0)
         return Reply(actions, valid=False, why=error.why, reason=error.reason)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -23,14 +24,16 @@ class Session:
       executor: of the chunk it carries out; None: none.
       instruction: of that chunk.
       newest_frame: time of the newest picture, 0 if it never told.
+      seen: the newest pictures by camera, for a policy that sees several frames.
       lock: its requests are answered one after the other.
     """
 
-    def __init__(self, requests_per_s: float):
+    def __init__(self, requests_per_s: float, frames: int):
         self.last: np.ndarray | None = None
         self.executor: ChunkExecutor | None = None
         self.instruction = ""
         self.newest_frame = 0.0
+        self.seen: collections.deque[Mapping[str, np.ndarray]] = collections.deque(maxlen=frames)
         self.lock = asyncio.Lock()
         self.used = time.monotonic()
         self._rate, self._burst = requests_per_s, max(1.0, requests_per_s)
@@ -39,6 +42,15 @@ class Session:
     def reset(self) -> None:
         """A new episode begins."""
         self.last, self.executor, self.instruction, self.newest_frame = None, None, "", 0.0
+        self.seen.clear()
+
+    def with_frames_before(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of each camera uint8 [frames, h, w, 3], ending with this picture; an episode's first
+        stands for those before it."""
+        self.seen.append(images)
+        missing = (self.seen.maxlen or 1) - len(self.seen)
+        steps = [self.seen[0]] * missing + list(self.seen)
+        return {camera: np.stack([step[camera] for step in steps]) for camera in images}
 
     def spend(self) -> None:
         """Counts a request. Raises HoldError if there were too many."""
@@ -56,11 +68,14 @@ class Sessions:
 
     Args:
       most, idle_s, requests_per_s: see `ServerSettings`.
+      frames: that the policy sees at a time.
     """
 
-    def __init__(self, *, most: int, idle_s: float, requests_per_s: float, metrics: Metrics):
+    def __init__(
+        self, *, most: int, idle_s: float, requests_per_s: float, frames: int, metrics: Metrics
+    ):
         self._most, self._idle_s, self._metrics = most, idle_s, metrics
-        self._rate = requests_per_s
+        self._rate, self._frames = requests_per_s, frames
         self._sessions: dict[str, Session] = {}
 
     def get(self, name: str) -> Session:
@@ -71,7 +86,7 @@ class Sessions:
                 self.forget_idle()
             if len(self._sessions) >= self._most:
                 raise HoldError("overload", f"{self._most} robots are served already")
-            session = self._sessions[name] = Session(self._rate)
+            session = self._sessions[name] = Session(self._rate, self._frames)
             self._metrics.sessions.set(len(self._sessions))
         return session
 
