@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--no-unroll", dest="unroll", action="store_false", help="scan the layers")
     parser.add_argument("--data", type=Path, help="keep the data set of `data` here")
     parser.add_argument("--threads", type=int, default=2, help="of the loader")
+    parser.add_argument("--bundle", type=Path, default=Path("demo_out/bundle"), help="for `serve`")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each run of `serve`")
     parser.add_argument("--out", type=Path, help="JSON of all timings")
     args = parser.parse_args()
@@ -34,7 +35,7 @@ def main() -> None:
     elif args.what == "serve":
         import speed_serve
 
-        result = speed_serve.measure(args.seconds, args.repeats)
+        result = speed_serve.measure(args.bundle, args.seconds, args.repeats)
     else:
         import speed_data
 

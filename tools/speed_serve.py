@@ -1,10 +1,9 @@
 """`tools/speed.py serve`: robots that ask as fast as they are answered, on this machine.
 
-The server is a process of its own and serves the web-trained VLM that ships (2.2 M parameters, one
-camera of 112 px) as a policy of eight action tokens; what it says is of no use, how long it takes
-is that of the demo's policy. Clients are websockets of openpi's protocol in another process, each
-with a picture of its own. "overhead" is the round trip seen by a client less the wait for the model
-and the model's call: the network, both ends' reading and writing, checks, limits, scheduling. "in
+The server is `python -m vla_jax.serve` with a bundle, that of the demo (`make serve` writes it)
+unless another is named. Clients are websockets of openpi's protocol in this process, each with a
+picture of its own. "overhead" is the round trip seen by a client less the wait for the model and
+the model's call: the network, both ends' reading and writing, checks, limits, scheduling. "in
 server" is the part of it from a message's arrival to its answer.
 """
 
@@ -19,76 +18,28 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import jax
 import msgpack
 import numpy as np
 
-from vla_jax import config as config_lib
-from vla_jax.actions.uniform import UniformTokenizer
-from vla_jax.checkpoints.params_file import load_params
-from vla_jax.data.sequence import SequenceBuilder
-from vla_jax.decoding.policy import Policy
-from vla_jax.envs.tabletop.config import TabletopConfig
-from vla_jax.models.vla import init_params
-from vla_jax.serving.contract import Action, Observation
-from vla_jax.serving.server import run
-from vla_jax.serving.settings import ServerSettings
-from vla_jax.text.vocabulary import Vocabulary
+from vla_jax.serving import Observation, load
 
 ROOT = Path(__file__).resolve().parents[1]
 # (clients, most requests in one call of the model)
 RUNS = ((1, 32), (8, 32), (16, 32), (32, 32), (16, 1))
-
-
-class DemoPolicy:
-    """The VLM that ships, acting; compiled for several numbers of robots."""
-
-    card = {"name": "the demo's VLM"}  # noqa: RUF012
-    digest = "demo"
-    cameras = ("image",)
-    chunk = 1
-    state_names = ()
-    batch_sizes = (1, 4, 8, 16, 32)
-
-    def __init__(self):
-        config = config_lib.parse(config_lib.load_config(ROOT / "configs/demo_cotrain.py"))
-        vocabulary, self.spec = Vocabulary(), TabletopConfig().action_spec
-        self.image_size = config.model.image_size
-        tokenizer = UniformTokenizer(self.spec, vocabulary.integer_ids)
-        builder = SequenceBuilder(vocabulary, tokenizer, max_tokens=40, max_answer_tokens=9)
-        like = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
-        params = jax.device_put(load_params(ROOT / config.train.init_from, like))
-        self._policies = {
-            size: Policy(params, config.model, builder, batch_size=size)
-            for size in self.batch_sizes
-        }
-
-    def act(self, observations: Sequence[Observation]) -> list[Action]:
-        started = time.perf_counter()
-        size = next(s for s in self.batch_sizes if s >= len(observations))
-        images = np.stack([o.images["image"] for o in observations])
-        found = self._policies[size].act(images, [o.instruction for o in observations])
-        took = time.perf_counter() - started
-        return [Action(a, t, "", "", took, True, "") for a, t in zip(found.actions, found.ids)]
-
-    def answer(self, images, questions) -> list[str]:
-        return self._policies[1].answer(np.stack(images), list(questions))
-
-    def warm_up(self) -> None:
-        image = np.zeros((self.image_size, self.image_size, 3), np.uint8)
-        for size in self.batch_sizes:
-            self.act([Observation({"image": image}, "pick the apple")] * size)
+LARGEST = 32
 
 
 @contextlib.contextmanager
-def server(max_batch: int) -> Iterator[int]:
+def server(bundle: Path, max_batch: int) -> Iterator[int]:
     """The port of a server that is warmed up."""
-    command = [sys.executable, str(Path(__file__)), str(max_batch)]
+    settings = {"port": 0, "grpc_port": -1, "max_requests_per_s": 1e9, "max_batch": max_batch}
+    command = [sys.executable, "-m", "vla_jax.serve", f"--bundle={bundle}"]
+    command += [f"--max_batch_size={LARGEST}", *(f"--server.{k}={v}" for k, v in settings.items())]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -112,12 +63,20 @@ async def _robot(
 ) -> list[dict[str, float]]:
     """Asks until then; what it saw of each request after `warm`."""
     rng = np.random.default_rng(number)
-    pixels = rng.integers(0, 256, (112, 112, 3), np.uint8).tobytes()
-    image = {b"__ndarray__": True, b"data": pixels, b"dtype": "|u1", b"shape": (112, 112, 3)}
-    message = msgpack.packb({"observation/image": image, "prompt": "pick the apple"})
     seen = []
     async with session.ws_connect(f"ws://127.0.0.1:{port}", compress=0) as socket:
-        await socket.receive_bytes()
+        served = msgpack.unpackb(await socket.receive_bytes())
+        side = served["image_size"]
+        fields: dict[str, Any] = {"prompt": "pick the apple"}
+        for camera in served["cameras"]:
+            pixels = rng.integers(0, 256, (side, side, 3), np.uint8).tobytes()
+            fields[f"observation/{camera}"] = {
+                b"__ndarray__": True,
+                b"data": pixels,
+                b"dtype": "|u1",
+                b"shape": (side, side, 3),
+            }
+        message = msgpack.packb(fields)
         while (started := time.perf_counter()) < until:
             await socket.send_bytes(message)
             reply = msgpack.unpackb(await socket.receive_bytes())
@@ -154,24 +113,22 @@ async def _drive(port: int, clients: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _model_alone() -> dict[int, float]:
+def _model_alone(bundle: Path) -> dict[int, float]:
     """Milliseconds of one call for each number of robots, without a server."""
-    policy = DemoPolicy()
+    policy = load(bundle, max_batch_size=LARGEST)
     policy.warm_up()
-    image, found = np.zeros((112, 112, 3), np.uint8), {}
+    image, found = np.zeros((policy.image_size, policy.image_size, 3), np.uint8), {}
     for size in policy.batch_sizes:
-        observations = [Observation({"image": image}, "pick the apple")] * size
-        found[size] = 1e3 * statistics.median(
-            policy.act(observations)[0].latency_s for _ in range(9)
-        )
+        seen = [Observation(dict.fromkeys(policy.cameras, image), "pick the apple")] * size
+        found[size] = 1e3 * statistics.median(policy.act(seen)[0].latency_s for _ in range(9))
     return found
 
 
-def measure(seconds: float, rounds: int) -> dict[str, Any]:
+def measure(bundle: Path, seconds: float, rounds: int) -> dict[str, Any]:
     """Prints one line per number of clients, medians of rounds in turns; returns all figures."""
     load = os.getloadavg()
     print(f"{os.cpu_count()} cores, load {load[0]:.1f} before; deadline 1000 ms")
-    alone = _model_alone()
+    alone = _model_alone(bundle)
     print("the model alone, ms a call:", {n: round(ms, 1) for n, ms in alone.items()})
     print(
         "so batches can give at most "
@@ -179,7 +136,7 @@ def measure(seconds: float, rounds: int) -> dict[str, Any]:
     )
     rows: dict[tuple[int, int], list[dict[str, Any]]] = {run: [] for run in RUNS}
     with contextlib.ExitStack() as stack:
-        ports = {most: stack.enter_context(server(most)) for most in {m for _, m in RUNS}}
+        ports = {most: stack.enter_context(server(bundle, most)) for most in {m for _, m in RUNS}}
         for _ in range(rounds):
             for clients, most in RUNS:
                 row = asyncio.run(_drive(ports[most], clients, seconds))
@@ -202,13 +159,3 @@ def measure(seconds: float, rounds: int) -> dict[str, Any]:
     print(f"load {os.getloadavg()[0]:.1f} after")
     runs = [{"max_batch": most, "rounds": seen} for (_, most), seen in rows.items()]
     return {"runs": runs, "gains_at_16": gains, "model_alone_ms": alone, "load_before": load[0]}
-
-
-if __name__ == "__main__":
-    settings = {
-        "port": 0,
-        "grpc_port": -1,
-        "max_requests_per_s": 1e9,
-        "max_batch": int(sys.argv[1]),
-    }
-    sys.exit(run(DemoPolicy(), ServerSettings(**settings)))

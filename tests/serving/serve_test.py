@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-from vla_jax.serve import main, read_settings
+from tests.serving.conftest import noise
+from tests.serving.served import started
+from vla_jax import serving
+from vla_jax.serve import main, read_mesh, read_settings
 from vla_jax.serving.settings import DimensionLimits
+from vla_jax.sharding.mesh import MeshConfig
 
 
 def test_settings_come_from_a_file_and_the_command_line(tmp_path):
@@ -42,3 +48,29 @@ def test_a_wrong_command_line_is_an_error_in_words(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--bundle", "x", "--port=9"])
     assert "settings are --server.key=value" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="did you mean 'fsdp'"):
+        read_mesh(["fsdb=4"])
+    assert read_mesh(["fsdp=4", "tensor=2"]) == MeshConfig(fsdp=4, tensor=2)
+
+
+@pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager")  # openpi's
+def test_subprocess_a_bundle_is_served(plain_bundle):
+    """The whole way: from a run's files to the actions that openpi's client gets."""
+    policy = serving.load(plain_bundle, max_batch_size=1)
+    image = noise(0, 28, 28, 3)
+    arguments = (f"--bundle={plain_bundle}", "--max_batch_size=1", "--server.deadline_s=20")
+    ports = ("--server.port=0", "--server.grpc_port=-1")
+    with started("-m", "vla_jax.serve", *arguments, *ports) as server:
+        client = WebsocketClientPolicy("127.0.0.1", server.port)
+        got = client.infer({"observation/image": image, "prompt": "pick the dog"})
+        client._ws.close()
+        want = policy(image, "pick the dog")
+        assert got["valid"] and got["tokens"] == want.tokens.tolist()
+        # float32 bounds of the ActionSpec against those of the tokens
+        np.testing.assert_allclose(got["actions"], want.actions, rtol=1e-6)
+        question = {"image": image.tolist(), "question": "what is number 1?"}
+        assert server.post("/answer", question)[1] == {
+            "answer": policy.answer([image], ["what is number 1?"])[0]
+        }
+        assert json.loads(server.get("/spec")[1])["bundle"] == policy.digest
+        assert server.stop() == 0

@@ -78,8 +78,16 @@ def served(
     # Machines that run tests are slow.
     settings = {"deadline_s": 20.0, **settings}
     options = json.dumps({"policy": policy or {}, "settings": settings})
+    program = str(Path(__file__).with_name("fake_server.py"))
+    with started(program, options, wait=wait and "tls_key" not in settings) as server:
+        yield server
+
+
+@contextmanager
+def started(*arguments: str, wait: bool = True) -> Iterator[Served]:
+    """A server that Python runs with these arguments."""
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", str(Path(__file__).with_name("fake_server.py")), options],
+        [sys.executable, "-W", "error", *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -94,7 +102,7 @@ def served(
         assert match, f"the server did not start: {line!r}"
         grpc_port = 0 if match[2] == "none" else int(match[2])
         server = Served(process, int(match[1]), grpc_port)
-        if wait and "tls_key" not in settings:
+        if wait:
             server.wait_for("/readyz", 200)
         yield server
     finally:
