@@ -105,7 +105,7 @@ class EndEffector:
     Attributes:
       position, rotation: places of x, y, z; no rotation: ().
       gripper, terminate: places; None: there is none.
-      frame: of the deltas, "" if the ActionSpec does not name one.
+      frame: of the deltas, as the ActionSpec names it.
     """
 
     position: tuple[int, ...]
@@ -129,18 +129,25 @@ class EndEffector:
         terminate = [names.index("terminate")] if "terminate" in names else []
         told = {*position, *rotation, *grippers, *terminate}
         turns = "roll-pitch-yaw" in spec.rotation
-        if not position or len(grippers) > 1 or len(told) < len(names) or bool(rotation) != turns:
+        frame, _, motion = spec.frame.partition(", ")  # as Open X-Embodiment's: "base, delta"
+        if (
+            not position
+            or len(grippers) > 1
+            or len(told) < len(names)
+            or bool(rotation) != turns
+            or motion not in ("", "delta")
+        ):
             raise ValueError(
-                f"ActionSpec {spec.name!r} has {spec.names} with rotation {spec.rotation!r}: "
-                "harnesses are told of position_x, _y, _z, rotation_x, _y, _z in roll, pitch, yaw, "
-                "one gripper and terminate only"
+                f"ActionSpec {spec.name!r} has {spec.names} in frame {spec.frame!r}, rotation "
+                f"{spec.rotation!r}: harnesses can be told of deltas of position_x, _y, _z, of "
+                "rotation_x, _y, _z as roll, pitch, yaw, of one gripper and of terminate, no more"
             )
         return cls(
             position,
             rotation,
             grippers[0] if grippers else None,
             terminate[0] if terminate else None,
-            spec.frame.partition(",")[0],
+            frame,
         )
 
     def motion(self, action: np.ndarray) -> np.ndarray:

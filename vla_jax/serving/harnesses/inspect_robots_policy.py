@@ -141,6 +141,7 @@ def from_bundle(
         has no words for; a state without keys.
     """
     policy = load(bundle, max_batch_size=1)
+    policy.warm_up()  # no robot waits for a compiler
     return InspectRobotsPolicy(
         policy,
         policy.make_executor,
