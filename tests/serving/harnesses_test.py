@@ -18,6 +18,7 @@ import vla_eval.api
 from inspect_robots import cli, eval, registry
 from inspect_robots.embodiment import EmbodimentBase, EmbodimentInfo
 from inspect_robots.errors import CompatibilityError
+from inspect_robots.rollout import derive_seed
 from inspect_robots.scene import Scene
 from inspect_robots.scorer import success_at_end
 from inspect_robots.spaces import ActionSemantics, Box, CameraSpec, ObservationSpace
@@ -31,10 +32,12 @@ from tests.serving.fake_server import FakePolicy, expected
 from tests.serving.served import ROOT, picture
 from vla_jax.actions.spec import ActionDimension, ActionSpec
 from vla_jax.decoding.chunks import ChunkExecutor
+from vla_jax.envs.tabletop.config import CONFIGS
 from vla_jax.serving import contract
 from vla_jax.serving.harnesses import inspect_robots_policy
 from vla_jax.serving.harnesses.episode import EndEffector, Episode, NoActionError
 from vla_jax.serving.harnesses.inspect_robots_policy import InspectRobotsPolicy
+from vla_jax.serving.harnesses.inspect_robots_tabletop import TabletopEmbodiment, tabletop_task
 from vla_jax.serving.harnesses.vla_eval_server import PolicyServer
 
 STEPS = 3  # of each chunk of four
@@ -216,10 +219,65 @@ def test_inspect_robots_command_runs_a_bundle(entry_points, tmp_path, monkeypatc
     assert code == 0 and asked == ["my_bundle"]
     (path,) = (tmp_path / "logs").glob("actions/*/*.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert rows[0]["labels"] == [*Fake.spec.names[1:]]
+    assert len(rows) == 1 + 6
     want = [said(10 * (t - t % STEPS), t % STEPS, "lift it") for t in range(6)]
     got = np.array([row["action"] for row in rows[1:]])
     np.testing.assert_allclose(got, [[*a[1:7], 0.75] for a in want], rtol=1e-6)
+
+
+class Replay(FakePolicy):
+    """Does what it was given, and keeps what it saw."""
+
+    spec = CONFIGS["demo"].action_spec
+
+    def __init__(self, actions: list[np.ndarray]):
+        super().__init__(cameras=["image"], chunk=1)
+        self._actions = iter(actions)
+        self.seen: list[contract.Observation] = []
+
+    def make_executor(self) -> ChunkExecutor:
+        return ChunkExecutor(self.spec, 1)
+
+    def act(self, observations) -> list[contract.Action]:
+        self.seen += observations
+        action = next(self._actions)[None]
+        return [contract.Action(action, np.zeros(0, np.int32), "", "", 0.0, True, "")]
+
+
+def test_the_table_top_is_an_embodiment_of_inspect_robots(tmp_path):
+    table = tabletop_task(scenes=1, family="pick")
+    arm = TabletopEmbodiment()
+    try:
+        pool, seed = arm._pool, derive_seed(0, 0, 0)
+        first, info = pool.reset({0: (seed, {"family": "pick"})})[0]
+        seen, actions, done = [first["image"]], [], False
+        while not done:  # by the scripted expert
+            step = pool.step({0: None})[0]
+            actions.append(step.action)
+            seen.append(step.observation["image"])
+            done = step.terminated or step.truncated
+        assert step.reward == 1.0
+        # What is done again ends as it did; who stops before has not succeeded.
+        for script, success in ((actions, 1.0), ([*actions[:2], np.eye(8)[0]], 0.0)):
+            policy = Replay(script)
+            robot = InspectRobotsPolicy(policy, policy.make_executor)
+            (log,) = eval(table, robot, arm, log_dir=str(tmp_path))
+            assert log.results.metrics == {"success_at_end": success}
+            assert len(policy.seen) == len(script)
+            for observation, image in zip(policy.seen, seen):
+                assert observation.instruction == info["instruction"]
+                np.testing.assert_array_equal(observation.images["image"], image)
+        assert log.samples[0].epochs and "terminate" in str(log.samples[0])
+    finally:
+        arm.close()
+    with pytest.raises(ValueError, match="no table-top 'moon'"):
+        TabletopEmbodiment("moon")
+
+
+def test_entry_points_are_there(entry_points):
+    assert registry.registered("embodiment")["vla_jax_tabletop"] is TabletopEmbodiment
+    scenes = registry.resolve("task", "vla_jax_tabletop", scenes=3).scenes
+    assert [scene.init_seed for scene in scenes] == [0, 1, 2]
 
 
 # ---- vla-eval

@@ -72,7 +72,7 @@ class InspectRobotsPolicy(PolicyBase):
         names = camera_names(policy, self._cameras).values()
         self.info = PolicyInfo(
             name=f"vla_jax/{policy.spec.name}",
-            action_space=_box(policy.spec, self._arm, frame, self._gripper),
+            action_space=action_box(policy.spec, self._arm, frame, self._gripper),
             observation_space=ObservationSpace(
                 cameras=tuple(CameraSpec(name, size, size) for name in names),
                 state_keys=frozenset(self._state),
@@ -153,7 +153,7 @@ def from_bundle(
     )
 
 
-def _box(spec: ActionSpec, arm: EndEffector, frame: str, gripper: tuple[float, float]) -> Box:
+def action_box(spec: ActionSpec, arm: EndEffector, frame: str, gripper: tuple[float, float]) -> Box:
     """The action space as inspect-robots compares it. Raises ValueError for an unknown frame."""
     frame = frame or arm.frame
     if frame not in get_args(Frame):
