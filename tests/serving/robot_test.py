@@ -30,6 +30,7 @@ from vla_jax.serving.safety import REASONS, Safety
 pytestmark = pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager")
 
 README = (ROOT / "vla_jax/serving/README.md").read_text()
+TOKEN = "s3cret"
 STATE = np.float32([0.4, 0.0, 0.2])
 
 
@@ -101,11 +102,12 @@ def require_commands(robot: Robot, actions: list[np.ndarray], *, tool: bool = Fa
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
+def server(tmp_path_factory) -> Iterator[Served]:
+    token = tmp_path_factory.mktemp("server") / "token.txt"
+    token.write_text(TOKEN)
     # A small limit, so that a picture that breaks the connection is small, too.
-    with served(
-        {"states": 3}, grpc_port=0, max_message_mib=1 / 16, max_frame_age_s=30.0
-    ) as running:
+    settings = {"max_message_mib": 1 / 16, "max_frame_age_s": 30.0, "token_file": str(token)}
+    with served({"states": 3}, grpc_port=0, **settings) as running:
         yield running
 
 
@@ -137,25 +139,31 @@ def test_the_loop_moves_a_robot_and_holds_it(server, loop, capsys):
         KeyboardInterrupt(),
     ]
     robot = Robot(looks)
-    ended = loop["run"](robot, "lift it", SPEC.digest, port=server.port, steps=2)
+    where = {"port": server.port, "token": TOKEN}
+    ended = loop["run"](robot, "lift it", SPEC.digest, **where, steps=2)
     assert ended == "stopped" and len(loop["clients"]) == 2
     hold = np.float32([0, 0, 0, 0, 0, 0, 0, 0.25])
     done = [*said(10)[:2], hold, *said(40)[:2], *said(50)[:2]]
     # At last, the pose it was commanded already.
     require_commands(robot, [*done, hold])
     assert "hold: stale: the pictures are of 100." in capsys.readouterr().out
-    assert server.metric("vla_holds_total", reason="stale") == 1
+    metrics = server.get("/metrics", {"Authorization": f"Bearer {TOKEN}"})[1]
+    assert 'vla_holds_total{reason="stale"} 1.0' in metrics.splitlines()
+    with pytest.raises(Exception, match="401"):
+        loop["run"](robot, "lift it", SPEC.digest, port=server.port, token="wrong")
 
 
 def test_the_loop_ends_where_the_policy_says_so(server, loop):
     robot = Robot([(picture(10), 0)])
-    assert loop["run"](robot, "finish it", SPEC.digest, port=server.port, steps=4) == "done"
+    where = {"port": server.port, "token": TOKEN}
+    assert loop["run"](robot, "finish it", SPEC.digest, **where, steps=4) == "done"
     require_commands(robot, [*said(10, prompt="finish it")[:2], np.float32([0] * 7 + [0.25])])
 
 
 def test_the_loop_gives_up_on_a_server_of_another_robot(server, loop, capsys):
     robot = Robot([(picture(10), 0)] * 9)
-    ended = loop["run"](robot, "lift it", "0" * 16, port=server.port, most_holds=2)
+    where = {"port": server.port, "token": TOKEN}
+    ended = loop["run"](robot, "lift it", "0" * 16, **where, most_holds=2)
     assert ended == "held too often" and capsys.readouterr().out.count("hold: spec: ") == 2
     require_commands(robot, [np.zeros(8)] * 2)  # the hold that was done, and to stay
 
@@ -183,7 +191,8 @@ def test_curl_gets_the_action_for_now(server, tmp_path):
         pytest.skip("no curl here")
     for name, first in (("front", 10), ("wrist", 20)):
         Image.fromarray(picture(first)).save(tmp_path / f"{name}.png")
-    environment = {"PATH": "/usr/bin:/bin", "SERVER": f"http://127.0.0.1:{server.port}"}
+    address = f"http://127.0.0.1:{server.port}"
+    environment = {"PATH": "/usr/bin:/bin", "SERVER": address, "TOKEN": TOKEN}
     code = block("bash", "curl").replace("[0.4, 0.0, 0.2]", str(STATE.tolist()))
     got = subprocess.run(
         ["bash", "-ec", code],
@@ -211,11 +220,11 @@ def test_grpc_gets_the_action_for_now(server):
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = PolicyStub(channel)
         action, valid = program["ask"](
-            stub, {"front": file(60), "wrist": file(20)}, "close it", STATE.tolist()
+            stub, {"front": file(60), "wrist": file(20)}, "close it", STATE.tolist(), TOKEN
         )
         assert valid
         np.testing.assert_array_equal(np.float32(action), said(60, prompt="close it")[0])
-        action, valid = program["ask"](stub, {"front": file(60)}, "close it", STATE.tolist())
+        action, valid = program["ask"](stub, {"front": file(60)}, "close it", STATE.tolist(), TOKEN)
         assert not valid and action == [0, 0, 0, 0, 0, 0, 0, 1]
 
 
