@@ -66,6 +66,8 @@ OWNERS = {
     "grpc": "serving",
     "msgpack": "serving",
     "prometheus_client": "serving",
+    "inspect_robots": "serving",
+    "vla_eval": "serving",
     "torch": "nowhere",
 }
 

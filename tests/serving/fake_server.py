@@ -24,7 +24,8 @@ SPEC = end_effector_spec("fake_arm", max_position_m=0.05, max_rotation_rad=0.25,
 class FakePolicy:
     """What it says follows from the first pixel, the instruction and the state.
 
-    Instructions make it fail: "nan", "illegal", "crash", "far", "shape", "sleep SECONDS".
+    Instructions make it fail: "nan", "illegal", "crash", "far", "shape", "sleep SECONDS"; "finish"
+    makes it terminate in its third step.
     """
 
     digest = "f00d"
@@ -64,6 +65,8 @@ class FakePolicy:
         actions = expected(observation, self.cameras, self.chunk)
         if word == "nan":
             actions[1, 2] = np.nan
+        if word == "finish":
+            actions[2:, 0] = 1.0
         if word == "far":
             actions[:, 1] = 3.0
         if word == "shape":

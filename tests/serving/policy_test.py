@@ -134,7 +134,7 @@ def test_logits_that_are_not_finite_refuse_their_row_alone(plain_bundle, tmp_pat
 def test_plans_states_chunks_cameras_and_frames_come_through(rich, rich_bundle, rich_run):
     found = bundle.read(rich_bundle)
     assert rich.cameras == ("image", "wrist") and rich.frames == 2 and rich.chunk == 2
-    assert rich.state_names == ("state",) and found.settings.plans
+    assert rich.state_names == tuple(f"state_{i}" for i in range(8)) and found.settings.plans
     assert found.card["cameras"]["wrist"] == "steps/observation/wrist"
     run = load_policy(rich_run, batch_size=2)[0]
     # The bundle is int8: its parameters in the run's policy.
@@ -186,7 +186,7 @@ def test_plans_states_chunks_cameras_and_frames_come_through(rich, rich_bundle, 
     np.testing.assert_array_equal(executor.next(), alone.actions[0])
 
     images = {"image": new[0, 0], "wrist": new[1, 0]}
-    assert "state missing: 8 numbers (state)" in rich(images, "pick").why
+    assert "state missing: 8 numbers (state_0, state_1" in rich(images, "pick").why
     assert "state of shape (3,)" in rich(images, "pick", np.zeros(3)).why
     assert "NaN or infinite" in rich(images, "pick", np.full(8, np.nan)).why
     with pytest.raises(ValueError, match=r"name the cameras: \{image, wrist\}"):

@@ -17,7 +17,7 @@ from vla_jax.decoding.policy import Policy
 from vla_jax.decoding.sampler import BROKEN
 from vla_jax.models.vla import init_params
 from vla_jax.serving import parameters
-from vla_jax.serving.bundle import Bundle, read, short_names
+from vla_jax.serving.bundle import Bundle, StateSettings, read, short_names
 from vla_jax.serving.contract import Action, Observation
 from vla_jax.serving.pixels import resized
 from vla_jax.sharding.mesh import MeshConfig, make_mesh
@@ -84,7 +84,7 @@ class BundlePolicy:
         self.digest: str = bundle.digest
         self.cameras: tuple[str, ...] = short_names(settings.cameras) or ("image",)
         self.frames: int = settings.frames
-        self.state_names: tuple[str, ...] = short_names(settings.state.features)
+        self.state_names: tuple[str, ...] = _number_names(settings.state)
         self.image_size: int = model.image_size
         self.batch_sizes: tuple[int, ...] = tuple(self._policies)
 
@@ -287,6 +287,16 @@ def _picture(image: np.ndarray, what: str) -> np.ndarray:
     if wrong or 0 in image.shape:
         raise ValueError(f"image of {what}: {image.dtype} {list(image.shape)}, not uint8 [h, w, 3]")
     return image
+
+
+def _number_names(state: StateSettings) -> tuple[str, ...]:
+    """One for each number: of a feature "pose" of several, "pose_0", "pose_1" and so on."""
+    names = short_names(state.features)
+    if len(names) == len(state.low):
+        return names
+    # Which numbers are of which feature, only the training data tells.
+    name = names[0] if len(names) == 1 else "state"
+    return tuple(f"{name}_{i}" for i in range(len(state.low)))
 
 
 def load(

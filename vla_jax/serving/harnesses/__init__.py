@@ -1,0 +1,1 @@
+"""Bundles in the loops of published evaluation harnesses."""
