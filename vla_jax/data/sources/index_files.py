@@ -19,7 +19,7 @@ from vla_jax.data.storage import FileFacts
 
 _FORMAT = 3
 _PROGRESS_SECONDS = 10
-# NumPy reads the header of a file by `ast`, which Python 3.11.7 cannot do in two threads (gh-106905).
+# NumPy reads a file's header by `ast`, which Python 3.11.7 cannot do in two threads (gh-106905).
 _HEADERS = threading.Lock()
 
 
