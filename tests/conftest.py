@@ -76,7 +76,7 @@ def pytest_configure() -> None:
     socket.getaddrinfo = guarded_getaddrinfo
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized() -> Iterator[None]:
     """For tests that run their programs for long."""
     import jax

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import random
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
@@ -333,3 +335,34 @@ def test_directories_are_removed_with_all_they_hold(tmp_path, memory):
         storage.remove_directory(place)
         assert not storage.exists(f"{place}/deep/b") and not storage.exists(f"{place}/a")
         assert storage.exists(f"{place}2/c")
+
+
+class _Finalized:
+    """Garbage that a collection runs Python code for, so that another thread may go on there."""
+
+    def __init__(self):
+        self.me = self
+
+    def __del__(self):
+        pass
+
+
+def test_tables_can_be_read_in_several_threads(tmp_path):
+    """Where Python 3.11.7 mixes up two threads that parse the header of a file (gh-106905)."""
+    path = tmp_path / "table.npy"
+    np.save(path, np.zeros((3, 4)))
+
+    def read(_):
+        for _ in range(300):
+            _Finalized()
+            assert index_files._load(str(path)).shape == (3, 4)
+
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(read, range(8)))
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*threshold)

@@ -23,8 +23,6 @@ from vla_jax.text.prompts import PLAN_TEMPLATE, question_prompt, robot_prompt
 from vla_jax.text.vocabulary import Vocabulary
 from vla_jax.types import Example
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 CONFIG = ModelConfig("tiny", image_size=28, compute_dtype="float32", image_sees_text=False)
 SPEC = end_effector_spec("test", max_position_m=0.1, max_rotation_rad=0.5, control_hz=3)
 VOCABULARY = Vocabulary()
@@ -112,6 +110,7 @@ def test_result_does_not_depend_on_batching():
     np.testing.assert_array_equal(_policy(batch_size=3).act(images, instructions).ids, whole)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_sampled_tokens_have_the_models_distribution():
     """4000 seeds, second token: shares equal softmax(logits / T). The flag before it is greedy."""
     policy, temperature, count = _policy(batch_size=500), 0.7, 4000
@@ -199,6 +198,7 @@ TOKENIZERS = {
 }
 
 
+@jax.jit
 def _noisy(seed: int, scale: float):
     """Random weights: the tree of `PARAMS`, every leaf drawn anew at `scale` of its own size."""
     leaves, tree = jax.tree.flatten(PARAMS)
@@ -209,9 +209,10 @@ def _noisy(seed: int, scale: float):
     return jax.tree.unflatten(tree, drawn)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_no_malformed_action_in_a_mixed_batch(name):
-    """2,500 actions a tokenizer over random weights, prompts, temperatures and batch mixes.
+    """1,200 actions a tokenizer over random weights, prompts, temperatures and batch mixes.
 
     Beside it, how many are well formed when the model chooses from the whole vocabulary.
     """
@@ -226,7 +227,7 @@ def test_no_malformed_action_in_a_mixed_batch(name):
     images = rng.integers(0, 256, (batch, 1, 28, 28, 3), np.uint8)
     lengths = rng.integers(2, 12, batch)
     valid = np.arange(12) < lengths[:, None]
-    for round_ in range(12):
+    for round_ in range(6):
         params = _noisy(round_, scale=[0.1, 1.0, 10.0][round_ % 3])
         tokens = rng.integers(4, VOCABULARY.size, (batch, 12)).astype(np.int32)
         temperature = rng.choice([0.0, 0.7, 2.0], batch).astype(np.float32)
@@ -242,7 +243,7 @@ def test_no_malformed_action_in_a_mixed_batch(name):
             np.testing.assert_array_equal(ids[~is_action], loose[~is_action])
             well_formed += sum(_is_whole(tokenizer, row) for row in loose[is_action])
             tried += int(is_action.sum())
-    assert actions > 2400
+    assert actions > 1200
     print(f"{name}: {actions} actions, 0 malformed; unconstrained {tried - well_formed}/{tried}")
     assert well_formed < 0.1 * tried
 
@@ -289,6 +290,7 @@ def test_spare_rows_of_a_padded_table_are_no_words():
         assert got == np.argmax(logits[:300])
 
 
+@pytest.mark.usefixtures("optimized")
 def test_top_k_draws_among_the_likeliest():
     ends = {"eos_id": VOCABULARY.eos_id, "pad_id": VOCABULARY.pad_id}
     count = 400

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.training.conftest import save_fresh
 from tests.training.training_test import make_config
 from vla_jax.actions import stored
 from vla_jax.actions.fast import FastTokenizer, chunks_of
@@ -58,7 +59,7 @@ def _config(data_sets, actions: ActionConfig, **changes) -> Config:
     return dataclasses.replace(config, data=data)
 
 
-@pytest.mark.parametrize("name", ["uniform", "digits", "quantile.json", "fast.json"])
+@pytest.mark.parametrize("name", ["digits", "fast.json"])
 def test_a_checkpoint_knows_what_its_tokens_mean(name, data_sets, files, tmp_path):
     """Trained and loaded again from the checkpoint alone: the fitted files may be gone."""
     fitted = name.endswith(".json")
@@ -99,7 +100,7 @@ def test_the_loss_leaves_padded_steps_out(data_sets):
 
 def test_other_action_tokens_are_refused(data_sets, files, tmp_path):
     uniform = _config(data_sets, ActionConfig("uniform", CHUNK))
-    train(uniform, str(tmp_path / "run"))
+    save_fresh(uniform, tmp_path / "run")
     longer = dataclasses.replace(uniform.train, steps=4)
     ids = ActionConfig("uniform", CHUNK, str(files / "ids.json"))
     with pytest.raises(ValueError, match=r"data\.actions\.token_ids: the checkpoint has ''"):
@@ -109,7 +110,7 @@ def test_other_action_tokens_are_refused(data_sets, files, tmp_path):
     file = tmp_path / "quantile.json"
     file.write_text((files / "quantile.json").read_text())
     config = _config(data_sets, ActionConfig(str(file), CHUNK))
-    train(config, str(tmp_path / "fitted"))
+    save_fresh(config, tmp_path / "fitted")
     spec = build_training(uniform).builder.action_tokenizer.spec
     rng = np.random.default_rng(0)
     other = QuantileTokenizer.fit(

@@ -1,13 +1,25 @@
-"""Two tiny data sets for training tests."""
+"""Two tiny data sets for training tests, and runs that have not begun."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from tests.data.examples import encoded, episodes
 from vla_jax.actions.spec import end_effector_spec
+from vla_jax.build import build_training
+from vla_jax.checkpoints.manager import Checkpoints, Retention
+from vla_jax.config import Config
 from vla_jax.data.generate import ImageTextRow
 from vla_jax.data.tfds_writer import write_episodes, write_image_text
+
+
+def save_fresh(config: Config, workdir: Path) -> None:
+    """Leaves what a run does that was stopped before its first update."""
+    run = build_training(config)
+    with Checkpoints(workdir, Retention()) as checkpoints:
+        checkpoints.save(run.fresh_state(), run.meta(0))
 
 
 @pytest.fixture(scope="session")

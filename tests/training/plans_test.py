@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from tests.data.examples import episodes
+from tests.training.conftest import save_fresh
 from tests.training.training_test import make_config
 from vla_jax.actions.spec import end_effector_spec
 from vla_jax.build import load_policy
@@ -23,9 +24,7 @@ def test_a_run_without_plans_goes_on_with_them(data_sets, tmp_path):
     planned = [{**episode, "plan": "pick the dog"} for episode in episodes()]
     write_episodes(planned, tmp_path / "robot", spec, name="robot", description="", test_every=5)
     before = make_config(data_sets, train__steps=2)
-    train(before, str(tmp_path / "before"))
-    assert not load_policy(tmp_path / "before", batch_size=2)[0].act(IMAGES, ["a", "b"]).plans
-
+    save_fresh(before, tmp_path / "before")
     config = make_config(
         (tmp_path / "robot", data_sets[1]),
         train__steps=20,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.data.examples import LENGTHS, encoded, episode, pixels, rows
+from tests.training.conftest import save_fresh
 from vla_jax.actions.spec import ActionDimension, ActionSpec, end_effector_spec
 from vla_jax.actions.uniform import UniformTokenizer
 from vla_jax.build import build_training, load_policy
@@ -17,7 +18,6 @@ from vla_jax.config import Config
 from vla_jax.data.tfds_writer import write_episodes, write_image_text
 from vla_jax.models.vla import Segments, Vla, init_params, run_model
 from vla_jax.schema import from_dict
-from vla_jax.train import train
 
 ARM = end_effector_spec("arm", max_position_m=0.05, max_rotation_rad=0.1, control_hz=5)
 HAND = ActionSpec(
@@ -106,7 +106,7 @@ def test_a_view_that_is_not_there_changes_nothing(config):
 
 
 def test_a_policy_acts_for_the_robot_that_is_named(config, tmp_path):
-    train(config, str(tmp_path))
+    save_fresh(config, tmp_path)
     policy, meta, _ = load_policy(tmp_path, batch_size=2)
     assert meta.action_specs == (ARM, HAND)
     images = np.zeros((1, 2, 28, 28, 3), np.uint8)

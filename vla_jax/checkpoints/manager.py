@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint import type_handlers
 
 from vla_jax.actions import stored
 from vla_jax.actions.spec import ActionSpec
@@ -21,6 +22,10 @@ from vla_jax.actions.tokenizer import ActionTokenizer
 from vla_jax.checkpoints.intact import damage, write_file_list
 
 Tree = Any
+
+# Copies of an array share its writing where each has so much to do. Cutting it up is a program for
+# each of its shapes, and small arrays have most of them: the first save would compile for seconds.
+_SLICE_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +151,12 @@ class Checkpoints:
             **({} if retention is None else retention.options()),
         )
         # Named here, so that a process that only reads knows how to.
-        handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        arrays = type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SLICE_BYTES)
+        registry = type_handlers.create_type_handler_registry((jax.Array, arrays))
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+            "meta": ocp.JsonCheckpointHandler(),
+        }
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory, options=options, item_handlers=handlers

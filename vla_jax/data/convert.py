@@ -150,19 +150,20 @@ def write_shard_alone(conversion: Conversion, shard: int) -> int:
 def finished_parts(conversion: Conversion) -> dict[int, Part]:
     """By shard: those whose file is there in the size that was written."""
 
-    def look(shard: int) -> Part | None:
+    def look(shard: int) -> tuple[bytes, int] | None:
         if not storage.exists(conversion.part(shard)):
             return None
-        part = Part.from_bytes(storage.read_file(conversion.part(shard)))
         try:
             [file] = storage.file_facts([conversion.file(shard)], where=conversion.name)
         except FileNotFoundError:
             return None
-        return part if part is not None and file.size == part.shard.size else None
+        return storage.read_file(conversion.part(shard)), file.size
 
     with concurrent.futures.ThreadPoolExecutor(_CONNECTIONS) as pool:
-        found = enumerate(pool.map(look, range(conversion.shards)))
-        return {shard: part for shard, part in found if part is not None}
+        found = list(pool.map(look, range(conversion.shards)))
+    # In one thread: NumPy reads headers by `ast`, which Python 3.11.7 cannot do in two (gh-106905).
+    parts = {i: (Part.from_bytes(f[0]), f[1]) for i, f in enumerate(found) if f is not None}
+    return {i: part for i, (part, size) in parts.items() if part and part.shard.size == size}
 
 
 def is_finished(conversion: Conversion) -> bool:

@@ -121,10 +121,12 @@ class Vocabulary:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, in one call of SentencePiece."""
-        spaced = [t if not t or _STARTS_WITH_INTEGER.match(t) else " " + t for t in texts]
-        # On the caller's thread: the loader has its own.
-        return self._model.Encode(spaced, out_type=int, num_threads=1)
+        """`encode` of each text."""
+        # SentencePiece starts threads for a list, even for one at a time; they then wait for a
+        # core behind the loader's, which decode images.
+        encode = self._model.Encode
+        spaced = (t if not t or _STARTS_WITH_INTEGER.match(t) else " " + t for t in texts)
+        return [encode(text, out_type=int) for text in spaced]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`; PAD, BOS and EOS vanish. Raises ValueError for an unknown id."""

@@ -273,7 +273,7 @@ class ConvertedSource:
                 f"{self._record(index)} cannot be read: {e}. Copy the file again, or convert the "
                 "data again"
             ) from e
-        return parse_example(data, where=self._record(index))
+        return parse_example(data, where=lambda: self._record(index))
 
     def _record(self, index: int) -> str:
         shard, number = place(self._first, index, "record", self.name)

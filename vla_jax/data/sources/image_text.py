@@ -61,16 +61,18 @@ class ImageTextSource:
 
     def read(self, index: int) -> Example:
         features = self._records.parse(index)
-        where = self._records.where(index)
 
         def find(field: str) -> list[str]:
             return [text.decode() for text in features[field].bytes_list.value]
 
-        prompt, answer = self._texts.read(find, where=where)
+        prompt, answer = self._texts.read(find, where=lambda: self._records.where(index))
         images = features[self._image].bytes_list.value
-        if not images or not images[0]:
-            raise ValueError(f"{where} has no image in {self._image}: drop the record")
-        return Example(images=(images[0],), prompt=prompt, answer=answer)
+        image = images[0] if images else b""
+        if not image:
+            raise ValueError(
+                f"{self._records.where(index)} has no image in {self._image}: drop the record"
+            )
+        return Example(images=(image,), prompt=prompt, answer=answer)
 
     def texts(self, index: int) -> dict[str, str]:
         """Prompt, answer, task and language of record `index`; of several texts the first.

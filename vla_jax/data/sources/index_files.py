@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -18,6 +19,8 @@ from vla_jax.data.storage import FileFacts
 
 _FORMAT = 3
 _PROGRESS_SECONDS = 10
+# NumPy reads a file's header by `ast`, which Python 3.11.7 cannot do in two threads (gh-106905).
+_HEADERS = threading.Lock()
 
 
 def load_or_build(
@@ -160,7 +163,9 @@ def _place(path: str) -> str:
 
 
 def _load(path: str) -> np.ndarray:
-    if storage.is_remote(path):
-        return np.load(io.BytesIO(storage.read_file(path)), allow_pickle=False)
-    # A plain view of the mapping: a np.memmap is ten times slower to look things up in.
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    data = io.BytesIO(storage.read_file(path)) if storage.is_remote(path) else None
+    with _HEADERS:
+        if data is not None:
+            return np.load(data, allow_pickle=False)
+        # A plain view of the mapping: a np.memmap is ten times slower to look things up in.
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))

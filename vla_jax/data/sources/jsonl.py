@@ -79,7 +79,7 @@ class JsonlSource:
             raise ValueError(f"{where}: {e}") from e
         record = json_object(data, where=where)
         prompt, answer = self._texts.read(
-            lambda field: json_texts(record, field, where=where), where=where
+            lambda field: json_texts(record, field, where=where), where=lambda: where
         )
         return Example(
             images=(self._image(record, self._roots[file], where),), prompt=prompt, answer=answer

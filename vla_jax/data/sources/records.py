@@ -7,7 +7,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -100,7 +100,7 @@ class RecordFiles:
 
         Raises ValueError, naming file and record, if it cannot be read or parsed.
         """
-        return parse_example(self.read(index), where=self.where(index))
+        return parse_example(self.read(index), where=lambda: self.where(index))
 
     def of_file(self, file: int) -> range:
         """The records in a file."""
@@ -186,16 +186,16 @@ class _TfRecords:
         return np.asarray(spans, np.int64).reshape(-1, 2)
 
 
-def parse_example(data: bytes, *, where: str) -> Mapping[str, Any]:
+def parse_example(data: bytes, *, where: Callable[[], str]) -> Mapping[str, Any]:
     """A serialized tf.Example: flat feature name -> tf.train.Feature.
 
-    Raises ValueError, starting with `where`, if it is not one.
+    Raises ValueError, starting with what `where` says, if it is not one.
     """
     try:
         return tf.train.Example.FromString(data).features.feature
     except DecodeError as e:
         raise ValueError(
-            f"{where} is damaged (not a tf.Example): copy or write the file again"
+            f"{where()} is damaged (not a tf.Example): copy or write the file again"
         ) from e
 
 

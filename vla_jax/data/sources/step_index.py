@@ -6,6 +6,7 @@ into tables; of its pictures the tables hold where in the record they stand. No 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -102,7 +103,12 @@ def _index_records(
             continue
         where = records.where(number)
         try:
-            episode = _index_episode(data, parse_example(data, where=where), features, strings)
+            episode = _index_episode(
+                data,
+                parse_example(data, where=functools.partial(records.where, number)),
+                features,
+                strings,
+            )
         except ValueError as e:
             bad[number] = str(e) if str(e).startswith(where) else f"{where} (episode {number}): {e}"
             continue

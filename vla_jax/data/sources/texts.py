@@ -48,17 +48,23 @@ class TextLayout:
         return tuple(name for name in dict.fromkeys([*names, self.answer]) if name not in constant)
 
     def read(
-        self, find: Callable[[str], Sequence[str]], *, where: str
+        self, find: Callable[[str], Sequence[str]], *, where: Callable[[], str]
     ) -> tuple[str | tuple[str, ...], str | tuple[str, ...]]:
         """Prompts and answers of a record, equally many if there are several of both.
 
         Args:
           find: field -> the texts in it.
-          where: the record, for messages.
+          where: tells which record it is, for messages.
 
         Raises ValueError if no choice is free of empty texts, and what `find` raises.
         """
         texts = {field: find(field) for field in self.fields}
+        if len(self.templates) == 1 and all(len(t) == 1 and t[0].strip() for t in texts.values()):
+            # Most data are like this, and it is quicker.
+            values = {"language": self.language} | {
+                field: found[0] for field, found in texts.items()
+            }
+            return fill_template(self.templates[0], values), values[self.answer]
         empty = [field for field, found in texts.items() if not any(t.strip() for t in found)]
         choices = [
             {field: found[n % len(found)] for field, found in texts.items()}
@@ -67,7 +73,7 @@ class TextLayout:
         choices = [values for values in choices if all(t.strip() for t in values.values())]
         if not choices:
             field = empty[0] if empty else " or ".join(self.fields)
-            raise ValueError(f"{where} has an empty {field}: fill it in or drop the record")
+            raise ValueError(f"{where()} has an empty {field}: fill it in or drop the record")
         pairs = [
             (fill_template(template, {"language": self.language} | values), values[self.answer])
             for values in choices

@@ -106,7 +106,7 @@ class WebDatasetSource:
                     return json_texts(record, field, where="its .json")
                 return [data[_TEXT].decode().strip()]
 
-            prompt, answer = self._texts.read(find, where="it")
+            prompt, answer = self._texts.read(find, where=lambda: "it")
         except UnicodeDecodeError as e:
             raise ValueError(
                 f"{self._where(index)}: its .txt is not UTF-8 ({e}): repair or drop it"
