@@ -20,9 +20,9 @@ import weakref
 from aiohttp import WSCloseCode, web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from vla_jax.serving import page
 from vla_jax.serving.access import Access
 from vla_jax.serving.contract import ServedPolicy
-from vla_jax.serving import page
 from vla_jax.serving.protocols import grpc as grpc_protocol
 from vla_jax.serving.protocols import openpi, rest
 from vla_jax.serving.service import Service

@@ -49,7 +49,7 @@ class Moment(NamedTuple):
     max_steps: int = 0
     examples: tuple[str, ...] = ()
     view: np.ndarray | None = None
-    pictures: Mapping[str, np.ndarray] = {}  # noqa: RUF012
+    pictures: Mapping[str, np.ndarray] = {}
 
 
 class Demo:
