@@ -109,7 +109,7 @@ class Demo:
 
         Raises:
           ValueError: no instruction.
-          RuntimeError: the simulator does not run, or an episode does.
+          RuntimeError: the simulator or the server is not ready, or an episode is running.
         """
         if not isinstance(instruction, str) or not 0 < len(instruction.strip()) <= _MAX_TEXT:
             raise ValueError(f"type an instruction of up to {_MAX_TEXT} characters")
@@ -117,6 +117,8 @@ class Demo:
             if self._running is not None and not self._running.done():
                 raise RuntimeError("an episode is running: stop it first")
             self._require_ready()
+            if reason := self._service.not_ready:
+                raise RuntimeError(f"the server is not ready: {reason}")
             self._stop = False
             self._running = asyncio.create_task(self._run(instruction.strip()))
 
@@ -149,6 +151,7 @@ class Demo:
             self._require_ready()
         layout, tasks, examples = await self._call(_draw, self._world, seed)
         self._layout, self._tasks = layout, tasks
+        self._service.reset(SESSION)  # what it did was at another table
         observation, _ = await self._reset(next(iter(tasks.values())), seed)
         self.moment = Moment(
             "ready",

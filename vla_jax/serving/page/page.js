@@ -3,8 +3,8 @@
 
 const SIMULATOR = "page"; // the demo's name among the robots
 const $ = (id) => document.getElementById(id);
-const state = { info: null, names: [], robots: new Map(), demo: null, shown: null, token: "" };
-let drawn = {}; // what the present elements were made from
+const state = { info: null, names: [], robots: new Map(), demo: null, shown: null, token: "", clock: 0 };
+const drawn = {}; // what the present elements were made from
 
 // ---- talking to the server
 
@@ -30,6 +30,7 @@ const post = (path, fields) => call(path, { method: "POST", body: JSON.stringify
 
 async function watch() {
   state.info = await (await call("/page/info")).json();
+  state.clock = state.info.now - Date.now() / 1000;
   $("login").hidden = true;
   $("main").hidden = false;
   drawServed();
@@ -270,7 +271,7 @@ function drawDemo(demo) {
 
 function drawAge() {
   const robot = state.robots.get(state.shown);
-  const seconds = robot ? Math.max(0, Date.now() / 1000 - robot.at) : 0;
+  const seconds = robot ? Math.max(0, Date.now() / 1000 + state.clock - robot.at) : 0;
   $("age").textContent = !robot ? "" : seconds < 2 ? "live" : `last asked ${Math.round(seconds)} s ago`;
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ OPEN_PATHS = ("/", "/page/page.css", "/page/page.js")
 """Without a token: the page asks for it."""
 
 MAX_READERS = 16
+_STUCK_S = 30.0  # a reader that takes nothing for so long makes room for another
 _HERE = Path(__file__).parent
 _MAX_SEED = 2**31
 _HEADERS = {
@@ -72,8 +75,9 @@ def mount(app: web.Application, service: Service) -> None:
             async for line in watch.lines():
                 if stopping:
                     break
-                await response.write(line)
-        except ConnectionResetError:
+                async with asyncio.timeout(_STUCK_S):
+                    await response.write(line)
+        except (ConnectionResetError, TimeoutError):
             pass  # the reader has gone
         finally:
             readers.discard(response)
@@ -143,6 +147,7 @@ def _information(service: Service) -> dict[str, Any]:
         "limits": {name: dataclasses.asdict(limits) for name, limits in settings.limits.items()},
         "deadline_ms": 1e3 * settings.deadline_s,
         "demo": settings.demo,
+        "now": time.time(),
     }
 
 
