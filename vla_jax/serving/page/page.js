@@ -307,7 +307,7 @@ function drawTimes(robot) {
   $("latency").textContent = robot
     ? `${milliseconds(robot.total_ms)} = queue ${milliseconds(robot.queue_ms)} + model ` +
       `${milliseconds(robot.model_ms)} + other ${milliseconds(Math.max(0, total - robot.queue_ms - robot.model_ms))}` +
-      ` · batch of ${robot.batch}`
+      (robot.batch ? ` · batch of ${robot.batch}` : "")
     : "–";
 }
 
@@ -348,7 +348,7 @@ function drawBars(robot) {
     middle.append(track, ends);
     const unit = dimension.unit === "unknown" ? "" : dimension.unit;
     const number = element("span", "value", value === null ? "–" : value.toFixed(3));
-    number.append(element("small", "", unit));
+    number.append(" ", element("small", "", unit));
     const label = element("span", "what", dimension.name.replaceAll("_", " "));
     const limits = info.limits[dimension.name];
     label.title = limits ? JSON.stringify(limits) : dimension.name;
