@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -25,19 +23,24 @@ from selenium.webdriver.common.by import By
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from tests.serving.served import ROOT, Served, picture, served
+from tests.serving.fake_server import FakePolicy
+from tests.serving.served import Served, picture, served
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.envs.tabletop.config import CONFIGS
 from vla_jax.envs.tabletop.layout import Block, Layout, Mat, draw_layout
+from vla_jax.serving.access import Access
 from vla_jax.serving.page.demo import normalized, scene_tasks
 from vla_jax.serving.page.routes import MAX_READERS
+from vla_jax.serving.server import make_app
+from vla_jax.serving.service import Service
+from vla_jax.serving.settings import ServerSettings
 
 JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(limits={"position_x": {"high": 0.005}}) as running:
+    with served(limits={"position_x": {"high": 0.005}}, max_requests_per_s=1e6) as running:
         yield running
 
 
@@ -179,23 +182,18 @@ def test_nothing_of_the_page_comes_from_elsewhere_or_runs_inline(server):
 
 
 def test_a_policy_of_another_robot_gets_no_demo():
-    options = json.dumps({"settings": {"demo": True}})
-    program = ROOT / "tests/serving/fake_server.py"
-    done = subprocess.run(
-        [sys.executable, str(program), options],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode != 0
-    assert "the demo's table-top world" in done.stderr and "fake_arm" in done.stderr
+    async def started() -> None:
+        settings = ServerSettings(demo=True)
+        make_app(Service(FakePolicy(), settings), Access(settings))
+
+    with pytest.raises(ValueError, match="the demo's table-top world") as error:
+        asyncio.run(started())
+    assert "fake_arm" in str(error.value)
 
 
 def test_tasks_are_those_that_the_table_allows():
     # The left block cannot go further left, and to the right is the other.
-    layout = Layout((Block("dog", -0.14, 0.0), Block("cat", 0.0, 0.0)), (Mat("red", 0.1, 0.1),))
+    layout = Layout((Block("dog", -0.14, 0.0), Block("cat", 0.03, 0.0)), (Mat("red", 0.1, 0.1),))
     words = {t.instruction for t in scene_tasks(layout, CONFIGS["full"])}
     assert {"pick the dog", "lift the cat", "put the dog on the red mat"} <= words
     assert "move the dog near the cat" in words and "slide the cat to the right" in words
