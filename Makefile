@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= demo_out
+# More for the server of make serve: SERVE_FLAGS="--server.port=9000".
+SERVE_FLAGS ?=
 # Test processes; each uses one core.
 JOBS ?= 2
 
@@ -17,7 +19,7 @@ export TF_ENABLE_ONEDNN_OPTS := 0
 # does nothing).
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
-.PHONY: help setup demo test test-beam test-plan lint clean
+.PHONY: help setup demo serve test test-beam test-plan lint clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -27,7 +29,10 @@ setup: $(VENV)/.rendering  ## Create .venv and install everything (the others do
 demo: setup  ## Data, training, evaluation and a report, on this machine
 	$(BIN)/python tools/demo.py --out=$(DEMO_OUT)
 
-test: setup  ## The whole test suite
+serve: $(DEMO_OUT)/bundle/manifest.json  ## Serve the demo's policy, with a page to try it in
+	$(BIN)/python -m vla_jax.serve --bundle=$(DEMO_OUT)/bundle --server.demo=true $(SERVE_FLAGS)
+
+test: setup $(VENV)/.browser  ## The whole test suite
 	$(BIN)/python -m pytest --numprocesses=$(JOBS) --durations=5
 
 # Apache Beam wants older packages than the lock has, so it has an environment of its own.
@@ -51,6 +56,14 @@ clean:  ## Remove .venv, caches and the demo's output
 	rm -rf $(VENV) $(VENV)-beam $(VENV)-plan .pytest_cache .ruff_cache *.egg-info $(DEMO_OUT)
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
+# What is there already is kept: a demo that was interrupted goes on.
+$(DEMO_OUT)/report.html: | setup
+	$(BIN)/python tools/demo.py --out=$(DEMO_OUT)
+
+$(DEMO_OUT)/bundle/manifest.json: $(DEMO_OUT)/report.html | setup
+	@rm -rf $(DEMO_OUT)/bundle
+	$(BIN)/python -m vla_jax.export --workdir=$(DEMO_OUT)/cotrain --out=$(DEMO_OUT)/bundle
+
 # The stamps make setup a no-op until the lock or the project file changes. uv installs in half of
 # pip's time; where it cannot be had (a mirror that only pip knows), pip does the same.
 $(VENV)/.packages: requirements.txt pyproject.toml
@@ -68,4 +81,8 @@ $(VENV)/.packages: requirements.txt pyproject.toml
 
 $(VENV)/.rendering: $(VENV)/.packages tools/setup_rendering.sh
 	@bash tools/setup_rendering.sh $(BIN)/python
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.packages tools/setup_browser.sh
+	@bash tools/setup_browser.sh
 	@touch $@

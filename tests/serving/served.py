@@ -72,14 +72,17 @@ class Served(NamedTuple):
 
 @contextmanager
 def served(
-    policy: dict[str, Any] | None = None, wait: bool = True, **settings: Any
+    policy: dict[str, Any] | None = None,
+    wait: bool = True,
+    program: str = "fake_server.py",
+    **settings: Any,
 ) -> Iterator[Served]:
-    """The fake server; stopped at the end, by force if need be."""
+    """The fake server, or another program here; stopped at the end, by force if need be."""
     # Machines that run tests are slow.
     settings = {"deadline_s": 20.0, **settings}
     options = json.dumps({"policy": policy or {}, "settings": settings})
-    program = str(Path(__file__).with_name("fake_server.py"))
-    with started(program, options, wait=wait and "tls_key" not in settings) as server:
+    path = str(Path(__file__).with_name(program))
+    with started(path, options, wait=wait and "tls_key" not in settings) as server:
         yield server
 
 

@@ -14,7 +14,7 @@ from prometheus_client import (
 
 from vla_jax.serving.safety import REASONS
 
-PROTOCOLS = ("openpi", "rest", "grpc")
+PROTOCOLS = ("openpi", "rest", "grpc", "page")
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 

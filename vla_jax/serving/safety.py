@@ -103,6 +103,16 @@ class Safety:
             if self._keeps[i] and d.name in state_names
         ]
 
+    @property
+    def low(self) -> np.ndarray:
+        """float32 [A]: the narrower of the spec's and the server's bounds."""
+        return self._low
+
+    @property
+    def high(self) -> np.ndarray:
+        """float32 [A]; likewise."""
+        return self._high
+
     def hold(self, last: np.ndarray | None, state: np.ndarray | None = None) -> np.ndarray:
         """The action that stays where the robot is, float32 [A].
 

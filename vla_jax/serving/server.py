@@ -2,7 +2,7 @@
 
 HTTP has, beside `protocols/rest.py`:
 
-    GET  /           as a websocket: openpi's protocol
+    GET  /           as a websocket: openpi's protocol; else a page for people, see `page`
     GET  /healthz    200 while the process answers
     GET  /readyz     200 once it is warmed up, 503 while it starts, drains or hangs
     GET  /metrics    Prometheus
@@ -20,6 +20,7 @@ import weakref
 from aiohttp import WSCloseCode, web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from vla_jax.serving import page
 from vla_jax.serving.access import Access
 from vla_jax.serving.contract import ServedPolicy
 from vla_jax.serving.protocols import grpc as grpc_protocol
@@ -27,16 +28,21 @@ from vla_jax.serving.protocols import openpi, rest
 from vla_jax.serving.service import Service
 from vla_jax.serving.settings import ServerSettings
 
-_OPEN_PATHS = ("/healthz", "/readyz")  # without a token: they tell nothing
+_OPEN_PATHS = ("/healthz", "/readyz", *page.OPEN_PATHS)  # without a token: they tell nothing
 
 
 def make_app(service: Service, access: Access) -> web.Application:
-    """All of HTTP. What shows people the server adds its routes here."""
+    """All of HTTP.
+
+    Raises:
+      ValueError: a demo with a policy that does not fit it.
+    """
 
     @web.middleware
     async def authorized(request: web.Request, handler):
         allowed = access.allows(request.headers.get("Authorization", ""))
-        if request.path not in _OPEN_PATHS and not allowed:
+        is_open = request.path in _OPEN_PATHS and not _is_websocket(request)
+        if not is_open and not allowed:
             return web.json_response(
                 {"error": "a missing or wrong token"},
                 status=401,
@@ -47,11 +53,11 @@ def make_app(service: Service, access: Access) -> web.Application:
     sockets: weakref.WeakSet[web.WebSocketResponse] = weakref.WeakSet()
 
     async def root(request: web.Request) -> web.StreamResponse:
-        if web.WebSocketResponse().can_prepare(request):
+        if _is_websocket(request):
             socket = openpi.make_socket(service)
             sockets.add(socket)
             return await openpi.converse(service, request, socket)
-        return web.Response(text=f"vla_jax serves {service.policy.spec.name}; see /spec\n")
+        return page.document()
 
     async def healthz(request: web.Request) -> web.Response:
         return web.Response(text="OK\n")  # as openpi's server says it
@@ -84,7 +90,12 @@ def make_app(service: Service, access: Access) -> web.Application:
         ]
     )
     app.on_shutdown.append(say_goodbye)
+    page.mount(app, service)
     return app
+
+
+def _is_websocket(request: web.Request) -> bool:
+    return bool(web.WebSocketResponse().can_prepare(request))
 
 
 async def serve(policy: ServedPolicy, settings: ServerSettings) -> bool:
@@ -127,6 +138,8 @@ async def serve(policy: ServedPolicy, settings: ServerSettings) -> bool:
     if started.done():
         started.result()
         print(f"ready: {policy.spec.name}, bundle {policy.digest}", flush=True)
+        scheme = "https" if settings.tls_certificate else "http"
+        print(f"page for people: {scheme}://{settings.host}:{port}/", flush=True)
         await waiting
     started.cancel()
     print("draining", flush=True)

@@ -51,6 +51,21 @@ class Reply(NamedTuple):
     batch: int = 0
 
 
+class Exchange(NamedTuple):
+    """A robot's request and its answer, for people who watch.
+
+    Attributes:
+      images: as the policy saw them, see `Observation`; none if they could not be read.
+      at: seconds since 1970.
+    """
+
+    protocol: str
+    instruction: str
+    images: Mapping[str, np.ndarray]
+    reply: Reply
+    at: float
+
+
 class Service:
     """Answers robots, whatever protocol they speak. Made inside a running event loop.
 
@@ -184,6 +199,8 @@ class Service:
                 logging.exception("a request of %r failed", name)
                 reply = self._hold(HoldError("internal", repr(e)), session, fields, whole_chunk)
         reply = reply._replace(total_s=time.perf_counter() - arrived)
+        if session is not None:
+            session.newest = Exchange(protocol, *session.asked, reply, time.time())
         self.metrics.seconds.labels(protocol).observe(reply.total_s)
         if reply.valid:
             self.metrics.actions.labels(protocol).inc()
@@ -215,7 +232,7 @@ class Service:
         self.sessions.close(name)
 
     async def _next(self, fields: Mapping[str, Any], session: Session, whole_chunk: bool) -> Reply:
-        reader = self.reader
+        reader, session.asked = self.reader, ("", {})
         if fields.get("reset") is True:
             session.reset()
         reader.require_same_spec(fields)
@@ -225,10 +242,12 @@ class Service:
         reader.require_fresh(fields, session)
         state = reader.state(fields)
         instruction = reader.instruction(fields)
+        session.asked = instruction, {}
         if session.executor is None or whole_chunk or instruction != session.instruction:
             session.executor, session.instruction = self._executor(), instruction
         # Looked at even where a chunk goes on: a robot without a camera must not move.
         observation = await reader.observation(fields, state)
+        session.asked = instruction, observation.images
         if self.policy.frames > 1:
             observation = self._with_frames(observation, session, whole_chunk)
         reply = Reply(np.zeros((0, 0), np.float32))

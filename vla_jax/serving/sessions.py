@@ -6,12 +6,16 @@ import asyncio
 import collections
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.serving.metrics import Metrics
 from vla_jax.serving.safety import HoldError
+
+if TYPE_CHECKING:
+    from vla_jax.serving.service import Exchange
 
 _ABOUT_S = 1.0  # RT-2's robots ask once to five times a second
 
@@ -25,6 +29,8 @@ class Session:
       instruction: of that chunk.
       newest_frame: time of the newest picture, 0 if it never told.
       seen: the newest pictures by camera, for a policy that sees several frames.
+      asked: instruction and pictures of the request that was read last.
+      newest: its last request and the answer, for people who watch; None: there was none.
       lock: its requests are answered one after the other.
     """
 
@@ -34,6 +40,8 @@ class Session:
         self.instruction = ""
         self.newest_frame = 0.0
         self.seen: collections.deque[Mapping[str, np.ndarray]] = collections.deque(maxlen=frames)
+        self.asked: tuple[str, Mapping[str, np.ndarray]] = ("", {})
+        self.newest: Exchange | None = None
         self.lock = asyncio.Lock()
         self.used = time.monotonic()
         self._rate, self._burst = requests_per_s, max(1.0, requests_per_s)
@@ -89,6 +97,10 @@ class Sessions:
             session = self._sessions[name] = Session(self._rate, self._frames)
             self._metrics.sessions.set(len(self._sessions))
         return session
+
+    def newest(self) -> dict[str, Exchange]:
+        """What each robot asked last, by its name."""
+        return {n: s.newest for n, s in self._sessions.items() if s.newest is not None}
 
     def close(self, name: str) -> None:
         """Forgets a robot, if it is known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import math
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,9 @@ class ServerSettings:
     ensemble_decay: of temporal ensembling, where the server carries the chunk out.
     drain_s: after SIGTERM, requests in flight have so long to finish.
     cameras: the policy's name of a camera -> the robots' name of it.
+    demo: the page for people also drives the table-top simulator with the policy; needs the extra
+      `sim`.
+    demo_world: which table-top world.
     limits: name of a dimension of the action -> what it is held to.
     """
 
@@ -97,6 +101,8 @@ class ServerSettings:
     execute_steps: int = 0
     ensemble_decay: float | None = None
     drain_s: float = 10.0
+    demo: bool = False
+    demo_world: Literal["demo", "full"] = "demo"
     cameras: dict[str, str] = dataclasses.field(default_factory=dict)
     limits: dict[str, DimensionLimits] = dataclasses.field(default_factory=dict)
 
