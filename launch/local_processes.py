@@ -61,6 +61,7 @@ def _run_once(command: Sequence[str], count: int, devices: int, told: _Told) -> 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     processes, printers = [], []
     for index in range(count):
         environment = {
@@ -69,7 +70,7 @@ def _run_once(command: Sequence[str], count: int, devices: int, told: _Told) -> 
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(index),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": flags,  # the last one counts
             "PYTHONUNBUFFERED": "1",
             # Only process 0 writes to it: it would find its program there and wait in the first
             # collective, which gives up after 30 s, for others that compile theirs again.

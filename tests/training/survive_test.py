@@ -237,7 +237,8 @@ def test_subprocess_kill_9_changes_nothing(tmp_path):
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # and one device
+            # One device, which takes the last of the flags.
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
         },
         capture_output=True,
         text=True,
