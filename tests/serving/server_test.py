@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.serving.fake_server import SPEC, FakePolicy
-from tests.serving.served import Served, observation, picture, served
+from tests.serving.served import ROOT, Served, observation, picture, served
 from vla_jax.serving.contract import Observation
 from vla_jax.serving.protocols import policy_pb2 as messages
 from vla_jax.serving.protocols.policy_pb2_grpc import PolicyStub
@@ -250,16 +252,13 @@ def test_grpc_gets_what_the_policy_says(server):
 
 
 def test_the_generated_code_is_that_of_the_proto(tmp_path):
-    from grpc_tools import protoc
-
+    # In a process of its own: TensorFlow's protocol buffers and the compiler's do not mix.
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={tmp_path}"]
     path = "vla_jax/serving/protocols/policy.proto"
-    made = protoc.main(
-        ["", "-I.", f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}", path]
-    )
-    assert made == 0
+    subprocess.run([*command, f"--grpc_python_out={tmp_path}", path], cwd=ROOT, check=True)
     for name in ("policy_pb2.py", "policy_pb2_grpc.py"):
         folder = tmp_path / "vla_jax/serving/protocols"
-        with open(f"vla_jax/serving/protocols/{name}") as committed:
+        with (ROOT / f"vla_jax/serving/protocols/{name}").open() as committed:
             assert (folder / name).read_text() == committed.read()
 
 
