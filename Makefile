@@ -30,7 +30,7 @@ demo: setup  ## Data, training, evaluation and a report, on this machine
 	$(BIN)/python tools/demo.py --out=$(DEMO_OUT)
 
 serve: $(DEMO_OUT)/bundle/manifest.json  ## Serve the demo's policy, with a page to try it in
-	$(BIN)/python -m vla_jax.serve --bundle=$(DEMO_OUT)/bundle --server.demo=true $(SERVE_FLAGS)
+	$(BIN)/python -m vla_jax.serve --bundle=$(DEMO_OUT)/bundle --max_batch_size=4 --server.demo=true $(SERVE_FLAGS)
 
 test: setup $(VENV)/.browser  ## The whole test suite
 	$(BIN)/python -m pytest --numprocesses=$(JOBS) --durations=5

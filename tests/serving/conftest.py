@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from tests.data.examples import LENGTHS, encoded, episode, episodes, rows
+from tests.training.conftest import save_fresh
 from vla_jax.actions.spec import end_effector_spec
-from vla_jax.build import build_training
-from vla_jax.checkpoints.manager import Checkpoints, Retention
 from vla_jax.config import Config
 from vla_jax.data.tfds_writer import write_episodes, write_image_text
 from vla_jax.export import Options, export
@@ -70,9 +69,7 @@ def rich_run(tmp_path_factory):
     state = {"kind": "vector", "low": [-2.0] * 8, "high": [2.0] * 8}
     data = {"state": state, "actions": {"chunk": 2}, "frames": 2}
     data |= {"max_tokens": 60, "max_answer_tokens": 30}
-    run = build_training(_config(at, robot, data, {"num_views": 4, "state_size": 8}))
-    with Checkpoints(at / "run", Retention()) as checkpoints:
-        checkpoints.save(run.fresh_state(), run.meta(0))
+    save_fresh(_config(at, robot, data, {"num_views": 4, "state_size": 8}), at / "run")
     return at / "run"
 
 
