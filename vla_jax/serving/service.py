@@ -276,7 +276,8 @@ class Service:
                 f"the policy sees {frames} frames of consecutive steps: a robot that carries "
                 f"chunks out sends uint8 [{frames}, h, w, 3] of each camera",
             )
-        return observation._replace(images=session.with_frames_before(observation.images))
+        session.seen.add(observation.images)
+        return observation._replace(images=session.seen.views())
 
     def _said(self, done: Done) -> Reply:
         """Raises HoldError if the policy's answer is no action."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vla_jax.decoding.chunks import ChunkExecutor
+from vla_jax.decoding.frames import FrameHistory
 from vla_jax.serving.metrics import Metrics
 from vla_jax.serving.safety import HoldError
 
@@ -39,7 +39,7 @@ class Session:
         self.executor: ChunkExecutor | None = None
         self.instruction = ""
         self.newest_frame = 0.0
-        self.seen: collections.deque[Mapping[str, np.ndarray]] = collections.deque(maxlen=frames)
+        self.seen = FrameHistory(frames)
         self.asked: tuple[str, Mapping[str, np.ndarray]] = ("", {})
         self.newest: Exchange | None = None
         self.lock = asyncio.Lock()
@@ -51,14 +51,6 @@ class Session:
         """A new episode begins."""
         self.last, self.executor, self.instruction, self.newest_frame = None, None, "", 0.0
         self.seen.clear()
-
-    def with_frames_before(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Of each camera uint8 [frames, h, w, 3], ending with this picture; an episode's first
-        stands for those before it."""
-        self.seen.append(images)
-        missing = (self.seen.maxlen or 1) - len(self.seen)
-        steps = [self.seen[0]] * missing + list(self.seen)
-        return {camera: np.stack([step[camera] for step in steps]) for camera in images}
 
     def spend(self) -> None:
         """Counts a request. Raises HoldError if there were too many."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
@@ -11,6 +10,7 @@ import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.decoding.chunks import ChunkExecutor
+from vla_jax.decoding.frames import FrameHistory
 from vla_jax.serving.contract import Observation, ServedPolicy
 
 _CLOSED = 0.5
@@ -47,9 +47,7 @@ class Episode:
     def __init__(self, policy: ServedPolicy, executor: ChunkExecutor, cameras: Mapping[str, str]):
         self._policy, self._executor = policy, executor
         self._names = camera_names(policy, cameras)
-        self._seen: collections.deque[dict[str, np.ndarray]] = collections.deque(
-            maxlen=policy.frames
-        )
+        self._seen = FrameHistory(policy.frames)
 
     def next(
         self, images: Mapping[str, Any], instruction: str, state: np.ndarray | None = None
@@ -65,10 +63,10 @@ class Episode:
         missing = [name for name in self._names.values() if name not in images]
         if missing:
             raise NoActionError(f"no picture of camera {missing[0]!r}; there are {sorted(images)}")
-        self._seen.append({c: np.asarray(images[name]) for c, name in self._names.items()})
+        self._seen.add({c: np.asarray(images[name]) for c, name in self._names.items()})
         latency_s = None
         if self._executor.due:
-            seen = Observation(self._frames(), instruction, state)
+            seen = Observation(self._seen.views(), instruction, state)
             answer = self._policy.act([seen])[0]
             if not answer.valid:
                 raise NoActionError(f"the policy's answer is no action: {answer.why}")
@@ -78,13 +76,6 @@ class Episode:
                 raise NoActionError(str(e)) from e
             latency_s = answer.latency_s
         return Step(self._executor.next(), latency_s)
-
-    def _frames(self) -> dict[str, np.ndarray]:
-        """uint8 [h, w, 3], or [frames, h, w, 3]: the first stands for those before it."""
-        if self._policy.frames == 1:
-            return self._seen[-1]
-        steps = [self._seen[0]] * (self._policy.frames - len(self._seen)) + list(self._seen)
-        return {c: np.stack([step[c] for step in steps]) for c in self._names}
 
 
 def camera_names(policy: ServedPolicy, cameras: Mapping[str, str]) -> dict[str, str]:
