@@ -41,6 +41,10 @@ from vla_jax.training.step import TrainState
 from vla_jax.types import Batch
 
 
+class SetupError(ValueError):
+    """Config, data and checkpoint do not fit together; nothing was trained."""
+
+
 def train(config: Config, workdir: str, book: TimeBook | None = None) -> TrainState:
     """Trains to `config.train.steps`, resuming from the newest checkpoint in `workdir`.
 
@@ -48,7 +52,7 @@ def train(config: Config, workdir: str, book: TimeBook | None = None) -> TrainSt
       book: with the time that this process has taken so far.
 
     Raises:
-      ValueError, FileNotFoundError, PermissionError: naming what is wrong with config, data or
+      SetupError, FileNotFoundError, PermissionError: naming what is wrong with config, data or
         workdir; a checkpoint already there is left as it is.
       Preempted: SIGTERM or Ctrl-C; all is saved.
       FloatingPointError: a batch whose loss is not finite, see `train.on_nan`.
@@ -86,9 +90,12 @@ def _train(
 ) -> TrainState:
     first = jax.process_index() == 0
     stored = None if checkpoints.latest is None else checkpoints.meta()
-    run = build_training(config, stored)
-    book.lap(START_UP + "data")
-    state = _newest_state(run, checkpoints)
+    try:
+        run = build_training(config, stored)
+        book.lap(START_UP + "data")
+        state = _newest_state(run, checkpoints)
+    except ValueError as e:
+        raise SetupError("\n".join((str(e), *getattr(e, "__notes__", ())))) from e
     book.lap(START_UP + ("parameters" if stored is None else "restore"))
     start = int(state["step"])
     if stored is None:
@@ -265,6 +272,8 @@ def _train_with_exit_code(config: Config, workdir: str, book: TimeBook) -> None:
         sys.exit(EXIT_CODE)
     except LostProcessError as e:
         _leave(str(e), EXIT_CODE)
+    except SetupError as e:
+        _leave(f"error: {e}", 2)
     except (FloatingPointError, CheckpointWriteError) as e:
         _leave(f"error: {e}", 1)
     except Exception as e:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -18,7 +20,7 @@ from vla_jax.build import build_training, load_policy, with_defaults
 from vla_jax.build_step import abstract_batch, abstract_state
 from vla_jax.checkpoints.manager import Checkpoints
 from vla_jax.checkpoints.same_config import require_same_config
-from vla_jax.config import Config
+from vla_jax.config import Config, to_json
 from vla_jax.data.mixture import Mixture
 from vla_jax.models.vla import Vla, init_params
 from vla_jax.schema import from_dict
@@ -293,6 +295,22 @@ def test_bad_setups_name_the_thing(data_sets, tmp_path):
     blocked.write_text("")
     with pytest.raises(PermissionError, match="cannot write to --workdir"):
         train(make_config(data_sets), str(blocked / "run"))
+
+
+def test_subprocess_what_does_not_fit_is_one_line_and_exit_code_2(data_sets, tmp_path):
+    config = make_config(data_sets, optimizer__warmup_steps=60)
+    program = (
+        "import sys; from vla_jax import train; from vla_jax.config import from_json;"
+        "config = from_json(open(sys.argv[1]).read(), where='here');"
+        "train._train_with_exit_code(config, sys.argv[2], None)"
+    )
+    (tmp_path / "config.json").write_text(to_json(config))
+    command = [sys.executable, "-c", program, str(tmp_path / "config.json"), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: optimizer.warmup_steps 60 must be between")
+    assert "Traceback" not in done.stderr
 
 
 def test_metrics_after_resume_hold_each_step_once(tmp_path):
