@@ -57,8 +57,8 @@ clean:  ## Remove .venv, caches and the demo's output
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # What is there already is kept: a demo that was interrupted goes on.
-$(DEMO_OUT)/report.html: | setup
-	$(BIN)/python tools/demo.py --out=$(DEMO_OUT)
+$(DEMO_OUT)/report.html:
+	$(MAKE) demo
 
 $(DEMO_OUT)/bundle/manifest.json: $(DEMO_OUT)/report.html | setup
 	@rm -rf $(DEMO_OUT)/bundle

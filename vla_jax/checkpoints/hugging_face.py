@@ -327,15 +327,21 @@ def write_hugging_face(
     (path / "config.json").write_text(json.dumps(theirs_config, indent=2) + "\n")
 
 
-def _write_shards(path: Path, tensors: dict[str, np.ndarray]) -> None:
+def in_shards(tensors: Mapping[str, np.ndarray], most_bytes: int) -> list[dict[str, np.ndarray]]:
+    """In their order, up to so many bytes each, or one tensor."""
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for name, x in tensors.items():
-        if size + x.nbytes > MAX_SHARD_BYTES and shards[-1]:
+        if size + x.nbytes > most_bytes and shards[-1]:
             shards.append({})
             size = 0
         shards[-1][name] = x
         size += x.nbytes
+    return shards
+
+
+def _write_shards(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    shards = in_shards(tensors, MAX_SHARD_BYTES)
     if len(shards) == 1:
         save_file(shards[0], path / "model.safetensors", metadata={"format": "pt"})
         return

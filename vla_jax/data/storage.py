@@ -99,7 +99,7 @@ def read_range(path: str | os.PathLike[str], start: int, length: int) -> bytes:
     text = _text(path)
     if length == 0:
         return b""
-    if "://" in text:
+    if is_remote(text):
         system, inner = _backend(text)
         data = _repeat(text, lambda: system.cat_file(inner, start=start, end=start + length))
     else:

@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from vla_jax.checkpoints.hugging_face import in_shards
 from vla_jax.checkpoints.pretrained import place
 from vla_jax.tree import flatten, unflatten
 from vla_jax.types import Params
@@ -87,14 +88,7 @@ def usable(tensors: Mapping[str, Any], compute_dtype: str) -> dict[str, Any]:
 
 def write(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes `parameters*.safetensors`, of up to 5 GB each or of one tensor."""
-    parts: list[dict[str, np.ndarray]] = [{}]
-    size = 0
-    for name, x in tensors.items():
-        if size + x.nbytes > MAX_FILE_BYTES and parts[-1]:
-            parts.append({})
-            size = 0
-        parts[-1][name] = np.ascontiguousarray(x)
-        size += x.nbytes
+    parts = in_shards({n: np.ascontiguousarray(x) for n, x in tensors.items()}, MAX_FILE_BYTES)
     for number, part in enumerate(parts, 1):
         of = "" if len(parts) == 1 else f"-{number:05d}-of-{len(parts):05d}"
         path = directory / f"parameters{of}.safetensors"

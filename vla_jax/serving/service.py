@@ -50,6 +50,27 @@ class Reply(NamedTuple):
     total_s: float = 0.0
     batch: int = 0
 
+    def said(self) -> dict[str, Any]:
+        """All but actions and times, as JSON and msgpack can hold it."""
+        return {
+            "valid": self.valid,
+            "why": self.why,
+            "reason": self.reason,
+            "clipped": list(self.clipped),
+            "tokens": list(self.tokens),
+            "text": self.text,
+            "plan": self.plan,
+        }
+
+    def times(self) -> dict[str, float]:
+        """In milliseconds, and how many shared the call."""
+        return {
+            "queue_ms": 1e3 * self.queue_s,
+            "model_ms": 1e3 * self.model_s,
+            "total_ms": 1e3 * self.total_s,
+            "batch": self.batch,
+        }
+
 
 class Exchange(NamedTuple):
     """A robot's request and its answer, for people who watch.

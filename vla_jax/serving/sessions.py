@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,13 +101,13 @@ class Sessions:
 
     def forget_idle(self) -> None:
         """Forgets robots that have not asked for long."""
-        self._drop(lambda s: time.monotonic() - s.used > self._idle_s and not s.lock.locked())
+        since = time.monotonic() - self._idle_s
+        self._sessions = {
+            n: s for n, s in self._sessions.items() if s.used >= since or s.lock.locked()
+        }
+        self._metrics.sessions.set(len(self._sessions))
 
     def about(self) -> int:
         """Robots that asked within the last second."""
         recent = time.monotonic() - _ABOUT_S
         return sum(s.used > recent for s in self._sessions.values())
-
-    def _drop(self, forgotten: Callable[[Session], bool]) -> None:
-        self._sessions = {n: s for n, s in self._sessions.items() if not forgotten(s)}
-        self._metrics.sessions.set(len(self._sessions))

@@ -7,10 +7,12 @@ import random
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import numpy as np
+
 from vla_jax.corpus.pictures import MAT_COLORS, PictureBank
 from vla_jax.envs.tabletop import scene
 from vla_jax.envs.tabletop.config import TabletopConfig
-from vla_jax.envs.tabletop.tasks import Task, random_task
+from vla_jax.envs.tabletop.tasks import Task, is_fair, random_task
 
 Pattern = Literal["plain", "wood", "speckle", "stripes", "checks", "dots", "waves", "picture"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
@@ -193,6 +195,18 @@ def draw_task(rng: random.Random, layout: Layout, families: Sequence[str]) -> Ta
     target, other = rng.sample([b.name for b in layout.blocks], 2)
     mat = rng.choice(layout.mats).color if layout.mats else ""
     return random_task(chosen, rng, target, other, mat)  # pyright: ignore[reportArgumentType]
+
+
+def has_room(task: Task, layout: Layout) -> bool:
+    """Whether the task is fair on this table, see `is_fair`."""
+    spots = {block.name: np.array([block.x, block.y]) for block in layout.blocks}
+    spots |= {mat.name: np.array([mat.x, mat.y]) for mat in layout.mats}
+    others = [
+        spots[block.name]
+        for block in layout.blocks
+        if block.name not in (task.target, task.reference)
+    ]
+    return is_fair(task, spots[task.target], spots.get(task.reference), others)
 
 
 def _draw_tile(rng: random.Random, bank: PictureBank, name: str) -> str:

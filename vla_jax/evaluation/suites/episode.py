@@ -6,13 +6,11 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from vla_jax.corpus.coordinates import RELATIONS
 from vla_jax.corpus.pictures import MAT_COLORS, PictureBank
 from vla_jax.envs.tabletop.config import TabletopConfig
-from vla_jax.envs.tabletop.layout import Block, Layout, arrange, draw_layout, draw_task
-from vla_jax.envs.tabletop.tasks import DIRECTIONS, Family, Task, is_fair, make_task
+from vla_jax.envs.tabletop.layout import Block, Layout, arrange, draw_layout, draw_task, has_room
+from vla_jax.envs.tabletop.tasks import DIRECTIONS, Family, Task, make_task
 
 _MAX_DRAWS = 20_000
 _SEEN_HEIGHT = 0.91  # of a distance to the back in the picture, against one to the side
@@ -64,7 +62,7 @@ def draw_seen(rng: random.Random, bank: PictureBank, config: TabletopConfig) -> 
     for _ in range(_MAX_DRAWS):
         layout = draw_layout(rng, config, bank, bank.concepts("robot"))
         task = draw_task(rng, layout, config.families)
-        if _has_room(task, layout):
+        if has_room(task, layout):
             return Episode(task, layout, task.reference if task.family == "near" else task.target)
     raise ValueError(f"no table found for one of {config.families}")
 
@@ -89,7 +87,7 @@ def draw_asked(
     for _ in range(_MAX_DRAWS):
         layout = arrange(rng, config, bank, rng.sample(names, len(names)), colors)
         layout = _with_clear_tiles(layout, bank)
-        if _has_room(task, layout) and question.fits(layout):
+        if has_room(task, layout) and question.fits(layout):
             return Episode(task, layout, question.about, question.says_colors)
     raise ValueError(f"no table found for {task.instruction!r} with {names}")
 
@@ -119,17 +117,6 @@ def _with_clear_tiles(layout: Layout, bank: PictureBank) -> Layout:
         for block in layout.blocks
     )
     return dataclasses.replace(layout, blocks=blocks)
-
-
-def _has_room(task: Task, layout: Layout) -> bool:
-    spots = {block.name: np.array([block.x, block.y]) for block in layout.blocks}
-    spots |= {mat.name: np.array([mat.x, mat.y]) for mat in layout.mats}
-    others = [
-        spots[block.name]
-        for block in layout.blocks
-        if block.name not in (task.target, task.reference)
-    ]
-    return is_fair(task, spots[task.target], spots.get(task.reference), others)
 
 
 def side_of(anchor: Block, block: Block) -> str | None:

@@ -15,8 +15,8 @@ import numpy as np
 from vla_jax.corpus.pictures import PictureBank
 from vla_jax.envs.pool import EnvPool, Observation, Transition
 from vla_jax.envs.tabletop.config import CONFIGS, TabletopConfig
-from vla_jax.envs.tabletop.layout import Layout, draw_layout
-from vla_jax.envs.tabletop.tasks import DIRECTIONS, Task, is_fair, make_task
+from vla_jax.envs.tabletop.layout import Layout, draw_layout, has_room
+from vla_jax.envs.tabletop.tasks import DIRECTIONS, Task, make_task
 from vla_jax.serving.service import Service
 
 SESSION = "page"
@@ -281,8 +281,7 @@ def normalized(instruction: str) -> str:
 
 def scene_tasks(layout: Layout, config: TabletopConfig) -> list[Task]:
     """All that can be asked on this table, in the standard phrasings."""
-    blocks = {b.name: np.array([b.x, b.y]) for b in layout.blocks}
-    mats = {m.name: np.array([m.x, m.y]) for m in layout.mats}
+    blocks, mats = ([thing.name for thing in things] for things in (layout.blocks, layout.mats))
     wanted: list[tuple[str, str, str]] = []  # family, reference, direction
     for family in config.families:
         if family == "push":
@@ -292,14 +291,12 @@ def scene_tasks(layout: Layout, config: TabletopConfig) -> list[Task]:
         else:
             wanted += [(family, name, "") for name in (blocks if family == "near" else mats)]
     tasks = []
-    for target, place in blocks.items():
+    for target in blocks:
         for family, reference, direction in wanted:
             if reference == target:
                 continue
-            there = blocks.get(reference, mats.get(reference))
-            others = [p for name, p in blocks.items() if name not in (target, reference)]
             words = [make_task(family, target, reference, direction, k) for k in range(_PHRASINGS)]  # pyright: ignore[reportArgumentType]
-            if is_fair(words[0], place, there, others):
+            if has_room(words[0], layout):
                 tasks += words
     return tasks
 

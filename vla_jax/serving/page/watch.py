@@ -84,17 +84,8 @@ def _written(name: str, look: Exchange | Moment) -> bytes:
                 "at": look.at,
                 "pictures": _pictures(look.images),
                 "actions": np.round(reply.actions.astype(float), 6).tolist(),
-                "valid": reply.valid,
-                "why": reply.why,
-                "reason": reply.reason,
-                "clipped": reply.clipped,
-                "tokens": reply.tokens,
-                "text": reply.text,
-                "plan": reply.plan,
-                "batch": reply.batch,
-                "queue_ms": 1e3 * reply.queue_s,
-                "model_ms": 1e3 * reply.model_s,
-                "total_ms": 1e3 * reply.total_s,
+                **reply.said(),
+                **reply.times(),
             }
         }
     )

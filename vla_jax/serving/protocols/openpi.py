@@ -88,18 +88,6 @@ def _fields(reply: Reply) -> dict[str, Any]:
     # Lists but for the actions: openpi's broker cuts every array along the chunk.
     return {
         "actions": reply.actions,
-        "valid": reply.valid,
-        "why": reply.why,
-        "reason": reply.reason,
-        "clipped": list(reply.clipped),
-        "tokens": list(reply.tokens),
-        "text": reply.text,
-        "plan": reply.plan,
-        "server_timing": {
-            "infer_ms": 1e3 * (reply.queue_s + reply.model_s),
-            "queue_ms": 1e3 * reply.queue_s,
-            "model_ms": 1e3 * reply.model_s,
-            "total_ms": 1e3 * reply.total_s,
-            "batch": reply.batch,
-        },
+        **reply.said(),
+        "server_timing": {"infer_ms": 1e3 * (reply.queue_s + reply.model_s), **reply.times()},
     }

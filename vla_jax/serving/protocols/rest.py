@@ -124,16 +124,7 @@ def _written(reply: Reply, *, as_array: bool, encoded: bool, whole: bool) -> web
     value = {
         "action": reply.actions[0].tolist(),
         "actions": reply.actions.tolist(),
-        "valid": reply.valid,
-        "why": reply.why,
-        "reason": reply.reason,
-        "clipped": list(reply.clipped),
-        "tokens": list(reply.tokens),
-        "text": reply.text,
-        "plan": reply.plan,
-        "queue_ms": 1e3 * reply.queue_s,
-        "model_ms": 1e3 * reply.model_s,
-        "total_ms": 1e3 * reply.total_s,
-        "batch": reply.batch,
+        **reply.said(),
+        **reply.times(),
     }
     return web.json_response(value, headers=headers)
