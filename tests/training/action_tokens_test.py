@@ -59,7 +59,7 @@ def _config(data_sets, actions: ActionConfig, **changes) -> Config:
     return dataclasses.replace(config, data=data)
 
 
-@pytest.mark.parametrize("name", ["digits", "fast.json"])
+@pytest.mark.parametrize("name", ["uniform", "digits", "quantile.json", "fast.json"])
 def test_a_checkpoint_knows_what_its_tokens_mean(name, data_sets, files, tmp_path):
     """Trained and loaded again from the checkpoint alone: the fitted files may be gone."""
     fitted = name.endswith(".json")
