@@ -110,6 +110,30 @@ def test_result_does_not_depend_on_batching():
     np.testing.assert_array_equal(_policy(batch_size=3).act(images, instructions).ids, whole)
 
 
+@pytest.mark.parametrize(("cores", "rows"), [(1, [6]), (2, [3, 3]), (4, [2, 2, 2])])
+def test_rows_are_split_over_cores(cores, rows, monkeypatch):
+    images, instructions = _images(6), [INSTRUCTIONS[i % 3] for i in range(6)]
+    options = {"temperature": 2.0, "seeds": list(range(6))}
+    whole = [
+        _policy(batch_size=1).act(images[[i]], [instructions[i]], temperature=2.0, seeds=[i]).ids[0]
+        for i in range(6)
+    ]
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    policy = _policy(batch_size=6)
+    programs, decode = [], policy.decoder("test")
+
+    def seen(params, images, *rest, state):
+        programs.append(len(images))
+        return decode(params, images, *rest, state=state)
+
+    policy._decoders["test"] = seen
+    np.testing.assert_array_equal(policy.act(images, instructions, **options).ids, whole)
+    # The first call compiles one part before the others run.
+    assert programs == (rows if cores == 1 else [rows[0], *rows])
+    np.testing.assert_array_equal(policy.act(images, instructions, **options).ids, whole)
+    assert len(programs) == 2 * len(rows) + (cores > 1)
+
+
 @pytest.mark.usefixtures("optimized")
 def test_sampled_tokens_have_the_models_distribution():
     """4000 seeds, second token: shares equal softmax(logits / T). The flag before it is greedy."""

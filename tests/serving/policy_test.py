@@ -209,7 +209,8 @@ def test_after_a_warm_up_nothing_is_compiled(plain):
     policy.warm_up()
     decoders = policy._policies[1]._decoders
     sizes = {name: decode._cache_size() for name, decode in decoders.items()}
-    assert sizes == {"test": 2, "": 2}
+    # By the number of cores: a call of two rows is two programs of one on two.
+    assert set(sizes) == {"test", ""} and set(sizes.values()) <= {1, 2}
     images = [np.frombuffer(encoded(0), np.uint8)[:3].reshape(1, 1, 3)] * 3
     policy.act([serving.Observation({"image": image}, "pick the dog") for image in images])
     policy.answer(images, ["a?", "b?", "c?"])
