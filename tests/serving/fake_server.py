@@ -14,6 +14,7 @@ import numpy as np
 
 from vla_jax import schema
 from vla_jax.actions.spec import end_effector_spec
+from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.serving.contract import Action, Observation
 from vla_jax.serving.server import run
 from vla_jax.serving.settings import ServerSettings
@@ -41,12 +42,16 @@ class FakePolicy:
         warm_s: float = 0.0,
         batch: int = 16,
         frames: int = 1,
+        execute_steps: int = 1,
     ):
         self.card = {"name": "fake"}
         self.cameras, self.chunk, self.frames = tuple(cameras), chunk, frames
         self.state_names = tuple(f"s{i}" for i in range(states))
         self.batch_sizes = (1, batch)
-        self._call_s, self._warm_s = call_s, warm_s
+        self._call_s, self._warm_s, self._execute_steps = call_s, warm_s, execute_steps
+
+    def make_executor(self) -> ChunkExecutor:
+        return ChunkExecutor(self.spec, self.chunk, execute_steps=self._execute_steps)
 
     def warm_up(self) -> None:
         time.sleep(self._warm_s)

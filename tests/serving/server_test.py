@@ -304,8 +304,13 @@ def test_one_bad_request_does_not_spoil_the_batch(robot):
         np.testing.assert_array_equal(answers[3]["actions"], direct())
 
 
-def test_the_server_carries_chunks_out():
-    with served(execute_steps=3) as server:
+@pytest.mark.parametrize(
+    ("policy", "settings"),
+    [({}, {"execute_steps": 3}), ({"execute_steps": 3}, {})],
+    ids=["by its settings", "as the policy says"],
+)
+def test_the_server_carries_chunks_out(policy, settings):
+    with served(policy, **settings) as server:
 
         def ask(session: str, front: int, **more) -> np.ndarray:
             body = {"images": pictures(front), "instruction": "lift it", "session": session}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
+from vla_jax.decoding.chunks import ChunkExecutor
 
 
 class Observation(NamedTuple):
@@ -72,6 +73,10 @@ class ServedPolicy(Protocol):
     def image_size(self) -> int: ...
     @property
     def batch_sizes(self) -> tuple[int, ...]: ...
+
+    def make_executor(self) -> ChunkExecutor:
+        """Carries out the chunks of one episode as the policy is meant to."""
+        ...
 
     def act(self, observations: Sequence[Observation]) -> list[Action]:
         """One action per observation, in their order."""

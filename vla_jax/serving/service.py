@@ -343,11 +343,14 @@ class Service:
         return Reply(actions, valid=False, why=error.why, reason=error.reason)
 
     def _executor(self) -> ChunkExecutor:
+        settings = self.settings
+        if not settings.execute_steps and settings.ensemble_decay is None:
+            return self.policy.make_executor()
         return ChunkExecutor(
             self.policy.spec,
             self.policy.chunk,
-            execute_steps=self.settings.execute_steps or 1,
-            ensemble_decay=self.settings.ensemble_decay,
+            execute_steps=settings.execute_steps or 1,
+            ensemble_decay=settings.ensemble_decay,
         )
 
     async def _forget(self) -> None:

@@ -72,7 +72,8 @@ class ServerSettings:
     read_s: a message of HTTP must have arrived after so long.
     execute_steps: actions that are done of a chunk before the model looks again, where the server
       carries the chunk out; also what it assumes of robots that are given the whole chunk, 0: all.
-    ensemble_decay: of temporal ensembling, where the server carries the chunk out.
+    ensemble_decay: of temporal ensembling, where the server carries the chunk out. Neither this nor
+      execute_steps given: chunks are carried out as the bundle says.
     drain_s: after SIGTERM, requests in flight have so long to finish.
     cameras: the policy's name of a camera -> the robots' name of it.
     demo: the page for people also drives the table-top simulator with the policy; needs the extra
