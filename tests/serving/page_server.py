@@ -16,6 +16,7 @@ import numpy as np
 
 from vla_jax import schema
 from vla_jax.corpus.pictures import PictureBank
+from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.envs.tabletop.config import CONFIGS
 from vla_jax.envs.tabletop.layout import draw_layout
 from vla_jax.serving.contract import Action, Observation
@@ -42,6 +43,9 @@ class ByHeart:
         bank = PictureBank()
         layout = draw_layout(random.Random(0), WORLD, bank, bank.concepts("robot"))
         self._blocks = {b.name: np.array([b.x, b.y]) for b in layout.blocks}
+
+    def make_executor(self) -> ChunkExecutor:
+        return ChunkExecutor(self.spec, self.chunk)
 
     def warm_up(self) -> None:
         pass
