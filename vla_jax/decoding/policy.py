@@ -365,11 +365,12 @@ class Policy:
             return self._decode_part(robot, columns)
         parts = [list(part) for part in zip(*(np.split(c, count) for c in columns))]
         key, decode = (robot, len(parts[0][0])), functools.partial(self._decode_part, robot)
-        threads = _threads(count)
+        threads, found = _threads(count), []
         if key not in self._compiled:  # by one thread: others would do the same again
-            threads.submit(decode, parts[0]).result()
+            found.append(threads.submit(decode, parts[0]).result())
             self._compiled.add(key)
-        return np.concatenate(list(threads.map(decode, parts)))
+        found += threads.map(decode, parts[len(found) :])
+        return np.concatenate(found)
 
     def _decode_part(self, robot: str, columns: list[np.ndarray]) -> np.ndarray:
         rows = batch_sharding(self._mesh)
