@@ -31,7 +31,6 @@ from vla_eval.benchmarks.base import StepResult as BenchmarkStep
 from tests.serving.fake_server import FakePolicy, expected
 from tests.serving.served import ROOT, picture
 from vla_jax.actions.spec import ActionDimension, ActionSpec
-from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.envs.tabletop.config import CONFIGS
 from vla_jax.serving import contract
 from vla_jax.serving.harnesses import inspect_robots_policy
@@ -44,10 +43,10 @@ STEPS = 3  # of each chunk of four
 
 
 class Fake(FakePolicy):
-    """FakePolicy, which carries chunks out as a bundle says."""
+    """Of its chunks, so many steps are carried out."""
 
-    def make_executor(self) -> ChunkExecutor:
-        return ChunkExecutor(self.spec, self.chunk, execute_steps=STEPS)
+    def __init__(self, **more: Any):
+        super().__init__(**{"execute_steps": STEPS} | more)
 
 
 def said(front: int, step: int, prompt: str, state=None) -> np.ndarray:
@@ -57,8 +56,8 @@ def said(front: int, step: int, prompt: str, state=None) -> np.ndarray:
 
 
 def test_an_episode_shows_a_policy_the_frames_before():
-    policy = Fake(frames=3, chunk=1)
-    episode = Episode(policy, ChunkExecutor(policy.spec, 1), {"front": "top"})
+    policy = Fake(frames=3, chunk=1, execute_steps=1)
+    episode = Episode(policy, {"front": "top"})
     got = []
     for front in (1, 2, 4):
         images = {"top": picture(front), "wrist": picture(10 * front), "other": picture(99)}
@@ -69,7 +68,7 @@ def test_an_episode_shows_a_policy_the_frames_before():
     with pytest.raises(NoActionError, match="no picture of camera 'wrist'; there are"):
         episode.next({"top": picture(1)}, "lift it")
     with pytest.raises(ValueError, match=r"cameras: \['left'\] are not the policy's"):
-        Episode(policy, ChunkExecutor(policy.spec, 1), {"left": "top"})
+        Episode(policy, {"left": "top"})
 
 
 # ---- inspect-robots
@@ -110,7 +109,7 @@ def task(*instructions: str) -> Task:
 
 def adapted(policy: Fake | None = None, **more) -> InspectRobotsPolicy:
     policy = policy or Fake()
-    return InspectRobotsPolicy(policy, policy.make_executor, cameras="front=top", **more)
+    return InspectRobotsPolicy(policy, cameras="front=top", **more)
 
 
 def test_inspect_robots_gets_actions_in_its_units_and_order(tmp_path):
@@ -157,7 +156,7 @@ def test_inspect_robots_refuses_what_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match="needs a state of"):
         adapted(Fake(states=2))
     with pytest.raises(ValueError, match="write POLICYS=EMBODIMENTS"):
-        InspectRobotsPolicy(Fake(), Fake().make_executor, cameras="front")
+        InspectRobotsPolicy(Fake(), cameras="front")
 
 
 @pytest.mark.parametrize(
@@ -235,9 +234,6 @@ class Replay(FakePolicy):
         self._actions = iter(actions)
         self.seen: list[contract.Observation] = []
 
-    def make_executor(self) -> ChunkExecutor:
-        return ChunkExecutor(self.spec, 1)
-
     def act(self, observations) -> list[contract.Action]:
         self.seen += observations
         action = next(self._actions)[None]
@@ -260,7 +256,7 @@ def test_the_table_top_is_an_embodiment_of_inspect_robots(tmp_path):
         # What is done again ends as it did; who stops before has not succeeded.
         for script, success in ((actions, 1.0), ([*actions[:2], np.eye(8)[0]], 0.0)):
             policy = Replay(script)
-            robot = InspectRobotsPolicy(policy, policy.make_executor)
+            robot = InspectRobotsPolicy(policy)
             (log,) = eval(table, robot, arm, log_dir=str(tmp_path))
             assert log.results.metrics == {"success_at_end": success}
             assert len(policy.seen) == len(script)
@@ -358,7 +354,6 @@ def test_vla_eval_evaluates_a_policy(caplog):
     policy, Bench.told = Fake(states=3), []
     server = PolicyServer(
         policy,
-        policy.make_executor,
         cameras={"front": "top"},
         gripper="binary_close_positive",
         position_unit=0.05,
@@ -373,32 +368,27 @@ def test_vla_eval_evaluates_a_policy(caplog):
 
 def test_vla_eval_warns_of_another_gripper(caplog):
     policy = Fake()
-    server = PolicyServer(policy, policy.make_executor, cameras={"front": "top"})
+    server = PolicyServer(policy, cameras={"front": "top"})
     config = {**CONFIG, "benchmarks": [{**CONFIG["benchmarks"][0], "max_tasks": 1}]}
     with caplog.at_level("WARNING"):
         vla_eval.api.evaluate(server, config, no_save=True)
     assert "continuous_close_01 vs binary_close_positive" in caplog.text
     with pytest.raises(ValueError, match="position_unit must be above 0"):
-        PolicyServer(policy, policy.make_executor, position_unit=0.0)
+        PolicyServer(policy, position_unit=0.0)
 
 
 PROGRAM = """
 import importlib.util, sys
 from vla_eval.model_servers.serve import run_server
-from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.serving.harnesses import vla_eval_server
 
 spec = importlib.util.spec_from_file_location("fake_server", sys.argv.pop(1))
 fake = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fake)
 
-class Fake(fake.FakePolicy):
-    def make_executor(self):
-        return ChunkExecutor(self.spec, self.chunk, execute_steps=3)
-
 def load(bundle, **more):
     assert bundle == "my_bundle"
-    return Fake()
+    return fake.FakePolicy(execute_steps=3)
 
 vla_eval_server.load = load
 run_server(vla_eval_server.BundleServer)

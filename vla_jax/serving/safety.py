@@ -150,26 +150,32 @@ class Safety:
           HoldError: NaN, infinite numbers or a wrong shape; no state.
         """
         try:
-            actions = self.spec.validate(actions, where="the policy").copy()
+            actions = self.spec.validate(actions, where="the policy")
         except ValueError as e:
             raise HoldError("nan", str(e)) from e
         clipped = []
-        bounded = np.clip(actions, self._low, self._high)
-        if not np.array_equal(bounded, actions):
+        bounded = np.minimum(np.maximum(actions, self._low), self._high)
+        if (bounded != actions).any():
             clipped.append("bounds")
-        before, changed = self.hold(None, state) if last is None else last, False
-        for row in bounded:
+        if np.isfinite(self._change).any():
+            before = self.hold(None, state) if last is None else last
+            if self._near(bounded, before):
+                clipped.append("change")
+        if self._boxes and self._into_workspace(bounded, state):
+            clipped.append("workspace")
+        return bounded, tuple(clipped)
+
+    def _near(self, actions: np.ndarray, before: np.ndarray) -> bool:
+        """Changes `actions` to what may follow each other and `before`; whether it did."""
+        changed = False
+        for row in actions:
             near = np.clip(row, before - self._change, before + self._change)
             # Only what the limit moves, so that rounding does not count as a change.
             far = np.abs(row - before) > self._change
             changed |= bool(far.any())
             row[far] = near[far]
             before = row
-        if changed:
-            clipped.append("change")
-        if self._boxes and self._into_workspace(bounded, state):
-            clipped.append("workspace")
-        return bounded, tuple(clipped)
+        return changed
 
     def _into_workspace(self, actions: np.ndarray, state: np.ndarray | None) -> bool:
         """Changes `actions`; whether it did."""

@@ -264,19 +264,21 @@ class Service:
         state = reader.state(fields)
         instruction = reader.instruction(fields)
         session.asked = instruction, {}
-        if session.executor is None or whole_chunk or instruction != session.instruction:
+        if whole_chunk:
+            session.executor = None
+        elif session.executor is None or instruction != session.instruction:
             session.executor, session.instruction = self._executor(), instruction
         # Looked at even where a chunk goes on: a robot without a camera must not move.
         observation = await reader.observation(fields, state)
         session.asked = instruction, observation.images
         if self.policy.frames > 1:
             observation = self._with_frames(observation, session, whole_chunk)
-        reply = Reply(np.zeros((0, 0), np.float32))
-        if session.executor.due:
-            done = await self._batcher.submit("act", observation)
-            reply = self._said(done)
-            session.executor.add(reply.actions)
-        actions = reply.actions if whole_chunk else session.executor.next()[None]
+        reply, executor = Reply(np.zeros((0, 0), np.float32)), session.executor
+        if executor is None or executor.due:
+            reply = self._said(await self._batcher.submit("act", observation))
+            if executor is not None:
+                executor.add(reply.actions)
+        actions = reply.actions if executor is None else executor.next()[None]
         actions, clipped = self.safety.apply(actions, session.last, state)
         for limit in clipped:
             self.metrics.clipped.labels(limit).inc()
@@ -315,7 +317,7 @@ class Service:
             raise HoldError("nan", "the policy's action is NaN or infinite")
         return Reply(
             actions,
-            tokens=tuple(int(t) for t in action.tokens),
+            tokens=tuple(np.asarray(action.tokens).tolist()),
             text=action.text,
             plan=action.plan,
             queue_s=done.queue_s,

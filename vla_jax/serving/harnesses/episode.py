@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
-from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.decoding.frames import FrameHistory
 from vla_jax.serving.contract import Observation, ServedPolicy
 
@@ -35,17 +34,19 @@ class Step(NamedTuple):
 class Episode:
     """One episode. Every observation is shown to it, in their order.
 
+    The policy's chunks are carried out here, so that one of several frames sees consecutive ones:
+    to the harness, a chunk has one action.
+
     Args:
       policy: whose actions these are.
-      executor: that carries its chunks out, new.
       cameras: the policy's name of a camera -> the harness's; those left out are called the same.
 
     Raises:
       ValueError: `cameras` has a name that the policy does not know.
     """
 
-    def __init__(self, policy: ServedPolicy, executor: ChunkExecutor, cameras: Mapping[str, str]):
-        self._policy, self._executor = policy, executor
+    def __init__(self, policy: ServedPolicy, cameras: Mapping[str, str]):
+        self._policy, self._executor = policy, policy.make_executor()
         self._names = camera_names(policy, cameras)
         self._seen = FrameHistory(policy.frames)
 
@@ -84,9 +85,6 @@ def camera_names(policy: ServedPolicy, cameras: Mapping[str, str]) -> dict[str, 
     if unknown:
         raise ValueError(f"cameras: {unknown} are not the policy's, {list(policy.cameras)}")
     return {camera: cameras.get(camera, camera) for camera in policy.cameras}
-
-
-ExecutorMaker = Callable[[], ChunkExecutor]
 
 
 @dataclasses.dataclass(frozen=True)

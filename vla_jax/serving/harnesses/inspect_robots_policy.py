@@ -28,29 +28,16 @@ from inspect_robots.types import Action, ActionChunk, Observation
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.serving.contract import ServedPolicy
-from vla_jax.serving.harnesses.episode import (
-    EndEffector,
-    Episode,
-    ExecutorMaker,
-    NoActionError,
-    camera_names,
-)
+from vla_jax.serving.harnesses.episode import EndEffector, Episode, NoActionError, camera_names
 from vla_jax.serving.policy import load
 
 
 class InspectRobotsPolicy(PolicyBase):
-    """See `from_bundle`.
-
-    Args:
-      policy: whose actions these are.
-      make_executor: of its chunks. It is shown every observation, so that policies of several
-        frames see consecutive ones: to inspect-robots, a chunk has one action.
-    """
+    """See `from_bundle`."""
 
     def __init__(
         self,
         policy: ServedPolicy,
-        make_executor: ExecutorMaker,
         *,
         cameras: str = "",
         state: str = "",
@@ -58,7 +45,7 @@ class InspectRobotsPolicy(PolicyBase):
         gripper_open: float = 0.0,
         gripper_closed: float = 1.0,
     ):
-        self._policy, self._make_executor = policy, make_executor
+        self._policy = policy
         self._cameras = _pairs(cameras)
         self._state = tuple(key.strip() for key in state.split(",") if key.strip())
         if policy.state_names and not self._state:
@@ -86,7 +73,7 @@ class InspectRobotsPolicy(PolicyBase):
 
     def reset(self, scene: Scene) -> None:
         self._instruction = scene.instruction
-        self._episode = Episode(self._policy, self._make_executor(), self._cameras)
+        self._episode = Episode(self._policy, self._cameras)
 
     def act(self, observation: Observation) -> ActionChunk:
         """One action. Raises PolicyError where there is none."""
@@ -144,7 +131,6 @@ def from_bundle(
     policy.warm_up()  # no robot waits for a compiler
     return InspectRobotsPolicy(
         policy,
-        policy.make_executor,
         cameras=cameras,
         state=state,
         frame=frame,

@@ -21,7 +21,7 @@ from vla_eval.specs import DimSpec
 from vla_eval.types import Action, Observation
 
 from vla_jax.serving.contract import ServedPolicy
-from vla_jax.serving.harnesses.episode import EndEffector, Episode, ExecutorMaker, camera_names
+from vla_jax.serving.harnesses.episode import EndEffector, Episode, camera_names
 from vla_jax.serving.policy import load
 
 Gripper = Literal["closedness", "binary_close_positive", "binary_close_negative", "binary_close_01"]
@@ -33,18 +33,11 @@ _BINARY = {  # open, closed
 
 
 class PolicyServer(PredictModelServer):
-    """See `BundleServer`.
-
-    Args:
-      policy: whose actions these are.
-      make_executor: of its chunks. It is shown every observation, so vla-eval's chunking is not
-        used.
-    """
+    """See `BundleServer`. vla-eval's own chunking is not used."""
 
     def __init__(
         self,
         policy: ServedPolicy,
-        make_executor: ExecutorMaker,
         *,
         cameras: dict[str, str] | None = None,
         gripper: Gripper = "closedness",
@@ -55,7 +48,7 @@ class PolicyServer(PredictModelServer):
         for name, unit in (("position_unit", position_unit), ("rotation_unit", rotation_unit)):
             if not (np.isfinite(unit) and unit > 0):
                 raise ValueError(f"{name} must be above 0, got {unit}")
-        self._policy, self._make_executor = policy, make_executor
+        self._policy = policy
         self._cameras, self._gripper = cameras or {}, gripper
         self._arm = EndEffector.of(policy.spec)
         self._names = camera_names(policy, self._cameras)
@@ -67,7 +60,7 @@ class PolicyServer(PredictModelServer):
         """One action, float32 [A]. Raises NoActionError, which the harness counts as an error."""
         episode = self._episodes.get(ctx.episode_id)
         if episode is None:
-            episode = Episode(self._policy, self._make_executor(), self._cameras)
+            episode = Episode(self._policy, self._cameras)
             self._episodes[ctx.episode_id] = episode
         state = obs.get("states", obs.get("state")) if self._policy.state_names else None
         if state is not None:
@@ -146,7 +139,6 @@ class BundleServer(PolicyServer):
         policy.warm_up()
         super().__init__(
             policy,
-            policy.make_executor,
             cameras=cameras,
             gripper=gripper,
             position_unit=position_unit,
