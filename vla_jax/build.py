@@ -264,4 +264,5 @@ def acting_policy(
         batch_size=batch_size,
         robot_template=PLAN_TEMPLATE if config.data.plans else config.data.robot_prompts[0],
         plans=config.data.plans,
+        frames=config.data.frames,
     )

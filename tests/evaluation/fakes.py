@@ -24,6 +24,7 @@ class FakePolicy:
       act: instruction -> action [8], or a chunk of them [C, 8].
       chunk: C.
       plan: instruction -> what it says that it will do; None: it does not plan.
+      frames: that it sees at a time.
     """
 
     def __init__(
@@ -32,7 +33,10 @@ class FakePolicy:
         act: Callable[[str], np.ndarray] = lambda instruction: np.zeros(8),
         chunk: int = 1,
         plan: Callable[[str], str] | None = None,
+        frames: int = 1,
     ):
+        self.frames = frames
+        self.seen: list[np.ndarray] = []  # images of each act
         self._answer, self._act, self._plan = answer, act, plan
         self.builder: SequenceBuilder | None = None
         self.action_spec, self.robots = SPEC, (SPEC.name,)
@@ -66,6 +70,7 @@ class FakePolicy:
         states=None,
     ) -> ActResult:
         assert len(images) == len(instructions) and states is None
+        self.seen.append(images)
         self.sampled.append((temperature, tuple(seeds)))
         self.calls.append(len(instructions))
         tokenizer = self.action_tokenizer

@@ -76,7 +76,7 @@ class Policy:
 
     def __init__(self, weights: float = 1.0):
         self.params = {"w": np.full(3, weights)}
-        self.action_spec, self.robots, self.needs_state = SPEC, (SPEC.name,), True
+        self.action_spec, self.robots, self.needs_state, self.frames = SPEC, (SPEC.name,), True, 1
         self.action_tokenizer = UniformTokenizer(SPEC, np.arange(1000, 1256))
         self.states: list[np.ndarray] = []
 

@@ -94,6 +94,22 @@ def test_a_chunk_is_done_before_the_policy_looks_again():
         policy_agent(policy, execute_steps=4)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_policy_of_several_frames_sees_the_steps_before():
+    """Also those in which it was not asked; the first step stands for those before it."""
+    policy = FakePolicy(frames=3, act=lambda instruction: np.zeros((2, 8)), chunk=2)
+    agent = policy_agent(policy, execute_steps=2)  # pyright: ignore[reportArgumentType]
+    pool = FakePool(2, length=lambda seed: 4 + seed % 3, lose=frozenset({(3, 1)}))
+    outcomes = run_episodes(pool, plans(5), agent, label="t", progress=quiet)
+    assert sum(o.attempts for o in outcomes) == 6
+    shown = np.concatenate(policy.seen)  # [N, frames, h, w, 3]
+    assert shown.shape[1:] == (3, 16, 16, 3)
+    seeds, steps = shown[:, :, 0, 0, 0], shown[:, :, 0, 0, 1] // 40
+    assert (seeds == seeds[:, :1]).all()
+    newest = steps[:, -1].astype(int)
+    assert set(newest.tolist()) == {0, 2, 4}
+    np.testing.assert_array_equal(steps, np.maximum(newest[:, None] + [-2, -1, 0], 0))
+
+
 def test_each_episode_has_an_ensemble_of_its_own():
     """Episodes of different lengths, some run again: each as if it ran alone."""
     rng = np.random.default_rng(0)

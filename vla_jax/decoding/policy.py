@@ -52,6 +52,8 @@ class Policy:
       robot_template: of the prompt that instructions are put in, as in training.
       plans: it says what it is going to do before it acts, as in training; the template is then
         usually `prompts.PLAN_TEMPLATE`.
+      frames: steps whose images it sees at a time, as in training: views, oldest first. For those
+        who show it episodes.
       flag_broken: rows whose logits are not finite say so, see `sampler.BROKEN`, and their action
         is refused. Without, an action is legal whatever the logits.
 
@@ -68,9 +70,10 @@ class Policy:
         batch_size: int,
         robot_template: str = ROBOT_TEMPLATE,
         plans: bool = False,
+        frames: int = 1,
         flag_broken: bool = False,
     ):
-        self.config = config
+        self.config, self.frames = config, frames
         self.builder = builder
         self._template, self._plans = robot_template, plans
         self._mesh = _mesh_of(params)

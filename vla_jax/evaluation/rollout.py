@@ -13,6 +13,7 @@ import numpy as np
 
 from vla_jax.actions.spec import ActionSpec
 from vla_jax.decoding.chunks import ChunkExecutor
+from vla_jax.decoding.frames import FrameHistory
 from vla_jax.envs.pool import Transition
 from vla_jax.evaluation.base import EvaluationConfig, Result
 from vla_jax.evaluation.media import Frame
@@ -128,7 +129,8 @@ def policy_agent(
     ensemble_decay: float | None = None,
     speed: Speed | None = None,
 ) -> Agent:
-    """The policy sees the picture, the instruction and, if it was trained with it, the state.
+    """The policy sees the picture, those of the steps before if it was trained with them, the
+    instruction and, likewise, the state.
 
     What it samples depends on the episode and the step, not on what else is running.
 
@@ -141,42 +143,60 @@ def policy_agent(
     """
     tokenizer, tally = policy.action_tokenizer, speed or Speed()
 
-    def executor() -> ChunkExecutor:
-        return ChunkExecutor(
+    def begun() -> _Acting:
+        executor = ChunkExecutor(
             tokenizer.spec,
             tokenizer.chunk,
             execute_steps=execute_steps,
             ensemble_decay=ensemble_decay,
         )
+        return _Acting(executor, FrameHistory(policy.frames))
 
-    executor()  # refuses now what it would refuse in the first episode
-    executors: dict[int, ChunkExecutor] = {}  # by number of the episode
-    said: dict[int, tuple[str, str]] = {}  # likewise: tokens, plan
+    begun()  # refuses now what it would refuse in the first episode
+    acting: dict[int, _Acting] = {}  # by number of the episode
 
     def act(views: Sequence[View]) -> Moves:
+        for number in acting.keys() - {view.plan.number for view in views}:  # it has ended
+            del acting[number]
+        mine = []
         for view in views:
             if view.step == 0:
-                executors[view.plan.number] = executor()
-        due = [v for v in views if executors[v.plan.number].due]
+                acting[view.plan.number] = begun()
+            mine.append(acting[view.plan.number])
+            mine[-1].seen.add({"image": view.observation["image"]})
+        due = [(v, a) for v, a in zip(views, mine) if a.executor.due]
         if due:
-            images = np.stack([v.observation["image"] for v in due])
-            instructions = [v.info["instruction"] for v in due]
-            seeds = [(v.plan.seed * 1009 + v.step) % 2**31 for v in due]
-            states = np.stack([v.observation["state"] for v in due]) if policy.needs_state else None
-            begun = time.perf_counter()
+            images = np.stack([a.seen.views()["image"] for _, a in due])
+            instructions = [v.info["instruction"] for v, _ in due]
+            seeds = [(v.plan.seed * 1009 + v.step) % 2**31 for v, _ in due]
+            states = None
+            if policy.needs_state:
+                states = np.stack([v.observation["state"] for v, _ in due])
+            started = time.perf_counter()
             result = policy.act(
                 images, instructions, temperature=temperature, seeds=seeds, states=states
             )
-            tally.add_call(len(due), time.perf_counter() - begun)
+            tally.add_call(len(due), time.perf_counter() - started)
             plans = result.plans or ("",) * len(due)
-            for view, actions, ids, plan in zip(due, result.actions, result.ids, plans):
-                executors[view.plan.number].add(actions)
-                said[view.plan.number] = tokenizer.text(ids), plan
+            for (_, a), actions, ids, plan in zip(due, result.actions, result.ids, plans):
+                a.executor.add(actions)
+                a.tokens, a.plan = tokenizer.text(ids), plan
         tally.actions += len(views)
-        tokens, plans = zip(*(said[v.plan.number] for v in views))
-        return Moves([executors[v.plan.number].next() for v in views], list(tokens), plans)
+        return Moves(
+            [a.executor.next() for a in mine], [a.tokens for a in mine], [a.plan for a in mine]
+        )
 
     return act
+
+
+@dataclasses.dataclass
+class _Acting:
+    """A policy in one episode."""
+
+    executor: ChunkExecutor
+    seen: FrameHistory
+    tokens: str = ""  # of the newest chunk
+    plan: str = ""
 
 
 def random_agent(spec: ActionSpec) -> Agent:
