@@ -9,8 +9,8 @@ quality 95 (about 17 KB), are written once. Then, in turns:
            read from disk (page cache), decoded, tokenized, batched; uint8 out
 
 Printed are samples a second (medians of windows of `WINDOW_S` seconds), processor milliseconds a
-sample, their ratio, the processor time of each stage alone, and how long a run waits for its first
-batch when it resumes at step 10 and at step 1,000,000.
+sample, their ratio, the processor time of each stage alone, how long a run waits for its first
+batch when it resumes at step 10 and at step 1,000,000, and how long statistics of the steps take.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -35,9 +35,10 @@ from vla_jax.data.generate import ImageTextRow
 from vla_jax.data.loader import Loader
 from vla_jax.data.mixture import Mixture
 from vla_jax.data.sequence import SequenceBuilder
-from vla_jax.data.sources.base import Source
+from vla_jax.data.sources.base import EpisodicSource, Source
 from vla_jax.data.sources.opening import open_source
 from vla_jax.data.staged import EpisodeRow
+from vla_jax.data.statistics import measure_episodes
 from vla_jax.data.tfds_writer import write_episodes, write_image_text
 from vla_jax.text.vocabulary import Vocabulary
 
@@ -204,6 +205,16 @@ def resume_seconds(open_loader: Callable[[int], Loader], repeats: int) -> dict[i
     return seconds
 
 
+def statistics_seconds(source: Source, repeats: int) -> list[float]:
+    """Of all steps of a robot's episodes, read from disk, no image decoded."""
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        measure_episodes(cast(EpisodicSource, source))
+        seconds.append(time.perf_counter() - begun)
+    return seconds
+
+
 def measure(repeats: int, *, folder: Path | None, threads: int) -> dict[str, Any]:
     """Everything of the module's docstring."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -236,6 +247,7 @@ def measure(repeats: int, *, folder: Path | None, threads: int) -> dict[str, Any
         loader.close()
         by_stage = stages(mixture, sources, builder, repeats=5)
         resumed = resume_seconds(open_loader, 2 * repeats)
+        measured = statistics_seconds(sources["robot"], repeats)
     for name, windows in seconds.items():
         rates, cpu = zip(*windows)
         print(
@@ -253,4 +265,9 @@ def measure(repeats: int, *, folder: Path | None, threads: int) -> dict[str, Any
     for step, found in resumed.items():
         low, middle, high = (1e3 * f(found) for f in (min, statistics.median, max))
         print(f"first batch at step {step:>9,}: {middle:.1f} ms [{low:.1f} to {high:.1f}]")
-    return {"windows": seconds, "ratios": ratios, "stages": by_stage, "resumed": resumed}
+    steps, took = EPISODES * STEPS, statistics.median(measured)
+    print(f"statistics of {steps:,} steps: {took:.2f} s, so {1e5 * took / steps:.1f} s for 100,000")
+    return {
+        "windows": seconds, "ratios": ratios, "stages": by_stage, "resumed": resumed,
+        "statistics": measured,
+    }  # fmt: skip

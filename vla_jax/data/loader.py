@@ -2,9 +2,8 @@
 
 Step s of a run with global batch B holds samples s * B .. (s + 1) * B - 1 of the mixture; a process
 reads the rows of each batch that its devices hold. Where each row holds k samples, B rows are B * k
-samples.
-Which records those are is the mixture's business, so the loader can start at any step at once, on
-any number of processes.
+samples. Which records those are is the mixture's business, so the loader can start at any step at
+once, on any number of processes.
 """
 
 from __future__ import annotations

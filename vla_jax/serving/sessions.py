@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vla_jax.decoding.chunks import ChunkExecutor
 from vla_jax.decoding.frames import FrameHistory
 from vla_jax.serving.metrics import Metrics
+from vla_jax.serving.reply import Exchange
 from vla_jax.serving.safety import HoldError
-
-if TYPE_CHECKING:
-    from vla_jax.serving.service import Exchange
 
 _ABOUT_S = 1.0  # RT-2's robots ask once to five times a second
 

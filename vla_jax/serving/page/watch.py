@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from vla_jax.serving.page.demo import Demo, Moment
-from vla_jax.serving.service import Exchange, Service
+from vla_jax.serving.reply import Exchange
+from vla_jax.serving.service import Service
 
 LOOK_S = 0.15
 _ALIVE_S = 2.0  # between signs of life: a reader that has gone is noticed by them

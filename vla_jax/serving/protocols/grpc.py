@@ -16,9 +16,10 @@ from vla_jax.serving.protocols.policy_pb2_grpc import (
     PolicyServicer,
     add_PolicyServicer_to_server,
 )
+from vla_jax.serving.reply import Reply
 from vla_jax.serving.request import NotUnderstoodError
 from vla_jax.serving.safety import HoldError
-from vla_jax.serving.service import Reply, Service
+from vla_jax.serving.service import Service
 
 _BUSY = ("overload", "draining", "starting", "policy")
 

@@ -16,8 +16,9 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from vla_jax.serving.protocols.arrays import pack, require_fields, unpack
+from vla_jax.serving.reply import Reply
 from vla_jax.serving.request import NotUnderstoodError
-from vla_jax.serving.service import Reply, Service
+from vla_jax.serving.service import Service
 
 _HEARTBEAT_S = 20.0
 _numbers = itertools.count()

@@ -23,9 +23,10 @@ import numpy as np
 from aiohttp import web
 
 from vla_jax.serving.protocols.arrays import loads, require_fields, to_json_numpy
+from vla_jax.serving.reply import Reply
 from vla_jax.serving.request import NotUnderstoodError, session_name
 from vla_jax.serving.safety import HoldError
-from vla_jax.serving.service import Reply, Service
+from vla_jax.serving.service import Service
 
 _LARGE = 1 << 16  # bytes whose reading would hold up other robots
 
