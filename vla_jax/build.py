@@ -212,17 +212,20 @@ def _mesh_here(config: MeshConfig) -> Mesh:
 
 
 def load_run(
-    workdir: str | Path,
+    workdir: str | Path, checkpoint: str = "newest"
 ) -> tuple[Params, SequenceBuilder, CheckpointMeta, Config]:
-    """A run's newest checkpoint: parameters, placed as in the run if these devices allow it, else
-    whole on each of them, low-rank adapters merged; and what they were trained with.
+    """A run's checkpoint: parameters, placed as in the run if these devices allow it, else whole on
+    each of them, low-rank adapters merged; and what they were trained with.
+
+    Args:
+      checkpoint: "newest", "best" or a step, see `Checkpoints.find`.
 
     Raises:
       FileNotFoundError: no checkpoint there.
-      ValueError: the vocabulary is not the one it was trained with.
+      ValueError: the vocabulary is not the one it was trained with, or as `Checkpoints.find`.
     """
     with Checkpoints(workdir) as checkpoints:
-        meta = checkpoints.meta()
+        meta = checkpoints.meta(checkpoints.find(checkpoint))
     config = schema.from_dict(Config, meta.config)
     vocabulary = make_vocabulary(config)
     if vocabulary.digest != meta.vocabulary:
@@ -237,7 +240,7 @@ def load_run(
         return init_params(config.model, jax.random.key(0))
 
     shardings = param_shardings(jax.eval_shape(init), mesh)
-    params = load_run_params(workdir, init, shardings)[0]
+    params = load_run_params(workdir, init, shardings, meta.step)[0]
     if config.model.lora_rank:
         merge = functools.partial(merge_lora, config=config.model)
         placed = param_shardings(jax.eval_shape(merge, params), mesh)
@@ -245,9 +248,11 @@ def load_run(
     return params, builder, meta, config
 
 
-def load_policy(workdir: str | Path, *, batch_size: int) -> tuple[Policy, CheckpointMeta, Config]:
-    """The policy of a run's newest checkpoint; see `load_run`."""
-    params, builder, meta, config = load_run(workdir)
+def load_policy(
+    workdir: str | Path, *, batch_size: int, checkpoint: str = "newest"
+) -> tuple[Policy, CheckpointMeta, Config]:
+    """The policy of a run's checkpoint; see `load_run`."""
+    params, builder, meta, config = load_run(workdir, checkpoint)
     model = dataclasses.replace(config.model, lora_rank=0)
     merged = dataclasses.replace(config, model=model)
     return acting_policy(params, merged, builder, batch_size=batch_size), meta, config

@@ -1,7 +1,8 @@
 """Evaluates a run: `python -m vla_jax.evaluate --workdir=out/run`.
 
-Takes the newest checkpoint in the workdir and the evaluation section of its config; any key of that
-section can be overridden: `--evaluation.rollout_episodes=100`. A count of 0 leaves a part out.
+Takes the newest checkpoint in the workdir, or that of `--checkpoint=best` or `=STEP`, and the
+evaluation section of its config; any key of that section can be overridden:
+`--evaluation.rollout_episodes=100`. A count of 0 leaves a part out.
 Results go to `evaluation/*.json` and `evaluation/media/` of the workdir, where
 `python -m vla_jax.evaluation.report` finds them, or to `--out=DIR`. On several hosts, start
 it on each, as training: they share the work, and process 0 writes.
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    workdir: str | Path, overrides: Sequence[str] = (), *, out: str | Path | None = None
+    workdir: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    checkpoint: str = "newest",
 ) -> Path:
     """Measures everything that the config asks for.
 
@@ -34,6 +39,7 @@ def evaluate(
       workdir: of a run that has a checkpoint.
       overrides: "key=value" of `EvaluationConfig`.
       out: directory of the results; None: `evaluation` in the workdir.
+      checkpoint: "newest", "best" or a step.
 
     Returns:
       The directory of the results.
@@ -63,7 +69,9 @@ def evaluate(
             raise ValueError(f"override {override!r}: expected --evaluation.key=value")
         schema.set_from_text(EvaluationConfig, values, key, text)
     settings = schema.from_dict(EvaluationConfig, values, "evaluation")
-    policy, meta, config = load_policy(workdir, batch_size=settings.batch_size)
+    policy, meta, config = load_policy(
+        workdir, batch_size=settings.batch_size, checkpoint=checkpoint
+    )
 
     out = Path(workdir) / "evaluation" if out is None else Path(out)
     first = jax.process_index() == 0
@@ -177,10 +185,11 @@ def make_evaluators(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m vla_jax.evaluate", description="Evaluates a run's newest checkpoint"
+        prog="python -m vla_jax.evaluate", description="Evaluates a checkpoint of a run"
     )
     parser.add_argument("--workdir", required=True, help="of a run that has a checkpoint")
     parser.add_argument("--out", help="of the results; default: WORKDIR/evaluation")
+    parser.add_argument("--checkpoint", default="newest", help="newest (default), best or a step")
     options, rest = parser.parse_known_args(arguments)
     prefix = "--evaluation."
     strange = [word for word in rest if not word.startswith(prefix)]
@@ -191,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         join_processes()
         overrides = [word.removeprefix(prefix) for word in rest]
-        out = evaluate(options.workdir, overrides, out=options.out)
+        out = evaluate(options.workdir, overrides, out=options.out, checkpoint=options.checkpoint)
     except (ValueError, OSError, RuntimeError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

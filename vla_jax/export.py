@@ -47,6 +47,7 @@ class Options:
     """What to write.
 
     Attributes:
+      checkpoint: "newest", "best" or a step, see `Checkpoints.find`.
       dtype: of the parameters.
       robot: name of the ActionSpec to act by; "": the only one.
       cameras: names of the robot's images in the model's order; (): those of its data.
@@ -54,6 +55,7 @@ class Options:
       held_out_steps: of robot data, on which another dtype is compared with float32.
     """
 
+    checkpoint: str = "newest"
     dtype: parameters.Dtype = "float32"
     robot: str = ""
     cameras: tuple[str, ...] = ()
@@ -64,7 +66,7 @@ class Options:
 
 
 def export(workdir: str | Path, out: str | Path, options: Options = Options()) -> str:
-    """Writes the newest checkpoint of a run; returns the bundle's digest.
+    """Writes a checkpoint of a run; returns the bundle's digest.
 
     It is written beside `out` and moved there when it is whole.
 
@@ -76,7 +78,7 @@ def export(workdir: str | Path, out: str | Path, options: Options = Options()) -
     workdir, out = Path(workdir), Path(out)
     if out.exists():
         raise FileExistsError(f"{out} is there already: remove it, or name another place")
-    params, builder, meta, config = load_run(workdir)
+    params, builder, meta, config = load_run(workdir, options.checkpoint)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, lora_rank=0))
     if builder.action_tokenizers:
         robot = options.robot or _only(list(builder.action_tokenizers))
@@ -332,10 +334,11 @@ def compare(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m vla_jax.export", description="Writes a run's newest checkpoint as a bundle"
+        prog="python -m vla_jax.export", description="Writes a checkpoint of a run as a bundle"
     )
     parser.add_argument("--workdir", required=True, help="of a run that has a checkpoint")
     parser.add_argument("--out", required=True, help="directory to write; must not exist")
+    parser.add_argument("--checkpoint", default="newest", help="newest (default), best or a step")
     parser.add_argument("--dtype", choices=get_args(parameters.Dtype), default="float32")
     parser.add_argument("--robot", default="", help="name of the ActionSpec, if there are several")
     parser.add_argument("--cameras", default="", help="names with commas, if not those of the data")

@@ -33,8 +33,8 @@ def _state(step: int) -> dict:
     return {"step": jnp.int32(step), "params": {"a": {"kernel": jnp.asarray(noise)}}}
 
 
-def _meta(step: int, bad_steps=()) -> CheckpointMeta:
-    return CheckpointMeta(step, 8 * step, {}, (), "digest", bad_steps=bad_steps)
+def _meta(step: int, bad_steps=(), config: dict | None = None) -> CheckpointMeta:
+    return CheckpointMeta(step, 8 * step, config or {}, (), "digest", bad_steps=bad_steps)
 
 
 def _restored(checkpoints: Checkpoints, dtype=jnp.float32, sharding=None, **how) -> jax.Array:
@@ -45,9 +45,11 @@ def _restored(checkpoints: Checkpoints, dtype=jnp.float32, sharding=None, **how)
 
 
 def _save(workdir, steps, retention: Retention | None = None, metrics=()) -> None:
-    with Checkpoints(workdir, retention or Retention()) as checkpoints:
+    retention = retention or Retention()
+    config = {"train": {"keep_best": retention.best, "keep_best_is": retention.best_is}}
+    with Checkpoints(workdir, retention) as checkpoints:
         for step, values in zip(steps, metrics or [None] * len(steps), strict=True):
-            checkpoints.save(_state(step), _meta(step), values)
+            checkpoints.save(_state(step), _meta(step, config=config), values)
 
 
 def _error_of_saving(checkpoints: Checkpoints) -> CheckpointWriteError | None:
@@ -70,13 +72,25 @@ def test_newest_every_and_best_are_kept(tmp_path):
         for steps in ((1, 2, 3), (4, 5, 6)):
             _save(workdir, steps, retention, [{"loss": losses[s], "other": 0.0} for s in steps])
         with Checkpoints(workdir, retention) as checkpoints:
-            assert (checkpoints.steps, checkpoints.best) == (kept, kept[0])
+            assert checkpoints.steps == kept
             with pytest.raises(
                 ValueError, match="keep_best 'loss' is not among what is logged: acc"
             ):
                 checkpoints.save(_state(7), _meta(7), {"accuracy": 1.0})
+        # As those find them who only read.
+        reader = Checkpoints(workdir)
+        assert [reader.find(which) for which in ("best", "newest", "5")] == [kept[0], 6, 5]
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint 4 in .*; there are"):
+            reader.find("4")
+        with pytest.raises(ValueError, match="checkpoint 'last': write newest, best or one of"):
+            reader.find("last")
     _save(tmp_path / "plain", (1, 2, 3, 4))
-    assert Checkpoints(tmp_path / "plain").steps == [3, 4]
+    plain = Checkpoints(tmp_path / "plain")
+    assert plain.steps == [3, 4] and plain.find("newest") == 4
+    with pytest.raises(ValueError, match=r"did not keep its best .*: name one of \[3, 4\]"):
+        plain.find("best")
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        Checkpoints(tmp_path / "nothing").find("best")
 
 
 def test_what_a_save_costs_is_told_once(tmp_path):

@@ -120,7 +120,8 @@ def trained(workdir, builder, monkeypatch):
     """A workdir whose checkpoint is a fake policy."""
     sizes = []
 
-    def load_policy(path, *, batch_size):
+    def load_policy(path, *, batch_size, checkpoint):
+        assert checkpoint == "newest"
         sizes.append(batch_size)
         config = config_lib.from_json(Path(path, "config.json").read_text(), where="")
         policy = FakePolicy(answer=lambda q: "dog", act=lambda i: actions(1)[0])

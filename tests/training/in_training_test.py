@@ -14,6 +14,7 @@ import pytest
 from tests.training.mixture_in_runs_test import step_metrics
 from tests.training.training_test import make_config
 from tests.training.watch_test import TWO, Clock
+from vla_jax.build import load_policy
 from vla_jax.build_data import build_data
 from vla_jax.data.loader import evaluation_batches
 from vla_jax.data.sources.opening import open_source
@@ -130,6 +131,15 @@ def test_a_run_is_evaluated_when_due_and_alike_after_a_resume(data_sets, tmp_pat
     last = json.loads((tmp_path / "whole/goodput.jsonl").read_text().splitlines()[-1])["time"]
     assert sum(seconds.values()) == pytest.approx(last - began, rel=1e-6)
     assert seconds["evaluation"] > 0
+
+    # Each checkpoint can be had, and its parameters are those that were measured then.
+    losses = {step: found["val/robot/loss"] for step, found in whole.items()}
+    best = min(losses, key=losses.__getitem__)
+    for which, step in (("newest", 5), ("best", best), ("2", 2)):
+        policy, meta, _ = load_policy(tmp_path / "whole", batch_size=1, checkpoint=which)
+        total = sum(float(np.abs(x).sum()) for x in jax.tree.leaves(policy.params))
+        assert meta.step == step
+        assert total == pytest.approx(whole[step]["val/actions_robot/error/position_x"], rel=1e-6)
 
     # From the checkpoint of update 2 it goes on as if never stopped.
     halves = tmp_path / "halves"

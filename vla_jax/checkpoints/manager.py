@@ -189,12 +189,33 @@ class Checkpoints:
         """Complete ones, in order."""
         return sorted(self._manager.all_steps())
 
-    @property
-    def best(self) -> int | None:
-        """The step with the best metric, of those there are; None without `Retention.best`."""
-        if self._retention is None or not self._retention.best:
-            return None
-        return self._manager.best_step()
+    def find(self, which: str) -> int:
+        """The step of one of them.
+
+        Args:
+          which: "newest", "best" by the `train.keep_best` of the run, or a step.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          ValueError: the run did not keep its best one, or `which` is none of these.
+        """
+        if which == "best":
+            return self._best()
+        if which != "newest" and not which.isdecimal():
+            raise ValueError(f"checkpoint {which!r}: write newest, best or one of {self.steps}")
+        return self._require(None if which == "newest" else int(which))
+
+    def _best(self) -> int:
+        train = self.meta().config.get("train", {})
+        name, lowest = train.get("keep_best"), train.get("keep_best_is") == "lowest"
+        known = {step: (self._manager.metrics(step) or {}).get(name) for step in self.steps}
+        values = {step: value for step, value in known.items() if value is not None}
+        if not name or not values:
+            raise ValueError(
+                f"the run of {self.directory} did not keep its best checkpoint (train.keep_best "
+                f"{name!r}): name one of {self.steps}"
+            )
+        return (min if lowest else max)(values, key=values.__getitem__)
 
     def save(
         self, state: Tree, meta: CheckpointMeta, metrics: Mapping[str, float] | None = None

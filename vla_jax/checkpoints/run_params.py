@@ -21,9 +21,9 @@ _ADDED = ("_lora/", "state/")
 
 
 def load_run_params(
-    workdir: str | Path, init: Callable[[], Params], shardings: Params
+    workdir: str | Path, init: Callable[[], Params], shardings: Params, step: int | None = None
 ) -> tuple[Params, list[Change]]:
-    """Parameters of a run's newest checkpoint in the form of the model, and what became of each.
+    """Parameters of a run's checkpoint in the form of the model, and what became of each.
 
     Of a run that keeps a running mean of its parameters, that mean.
 
@@ -36,6 +36,7 @@ def load_run_params(
       workdir: the run directory.
       init: makes fresh parameters; what the run has is never computed.
       shardings: a NamedSharding for each parameter.
+      step: of the checkpoint; None: the newest.
 
     Raises:
       FileNotFoundError: no checkpoint there.
@@ -43,7 +44,7 @@ def load_run_params(
     """
     shapes, places = flatten(jax.eval_shape(init)), flatten(shardings)
     with Checkpoints(workdir) as checkpoints:
-        stored = checkpoints.stored()
+        stored = checkpoints.stored(step)
         key = "ema" if "ema" in stored else "params"
         have = flatten(stored[key])
         _require_same_model(str(workdir), set(have), set(shapes))
@@ -51,7 +52,7 @@ def load_run_params(
         def read(name: str) -> np.ndarray:
             like = jax.ShapeDtypeStruct(have[name].shape, have[name].dtype)
             to = replicated(places[name].mesh)
-            return np.asarray(_read(checkpoints, key, {name: like}, {name: to})[name])
+            return np.asarray(_read(checkpoints, step, key, {name: like}, {name: to})[name])
 
         changes, resized = {}, {}
         for name, x in have.items():
@@ -61,7 +62,7 @@ def load_run_params(
             found = Stored(tuple(x.shape), functools.partial(read, name))
             resized[name], changes[name] = fit(name, found, shapes[name].shape)
         same = {name: shapes[name] for name in resized if have[name].shape == shapes[name].shape}
-        params = _read(checkpoints, key, same, places)
+        params = _read(checkpoints, step, key, same, places)
         for name, found in resized.items():
             if name not in same:
                 params[name] = place(found.read(), shapes[name].dtype, places[name])
@@ -82,12 +83,14 @@ def load_run_params(
     return unflatten({name: params[name] for name in shapes}), list(changes.values())
 
 
-def _read(checkpoints: Checkpoints, key: str, like: dict, places: dict) -> dict[str, jax.Array]:
+def _read(
+    checkpoints: Checkpoints, step: int | None, key: str, like: dict, places: dict
+) -> dict[str, jax.Array]:
     """Those of state[key] that `like` has, by name."""
     if not like:
         return {}
     to = unflatten({name: places[name] for name in like})
-    return flatten(checkpoints.restore({key: unflatten(like)}, {key: to}, part=True)[key])
+    return flatten(checkpoints.restore({key: unflatten(like)}, {key: to}, step, part=True)[key])
 
 
 def _require_same_model(workdir: str, have: set[str], want: set[str]) -> None:
