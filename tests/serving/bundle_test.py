@@ -69,7 +69,7 @@ def test_another_schema_and_files_outside_are_refused(plain_bundle, tmp_path):
         bundle.read(copy)
 
 
-def test_it_holds_the_run(plain_run, plain_bundle, tmp_path):
+def test_it_holds_the_run(plain_run, plain_bundle, tmp_path, capsys):
     policy, meta, config = load_policy(plain_run, batch_size=1)
     found = bundle.read(plain_bundle)
     tensors = load_file(plain_bundle / "parameters.safetensors")
@@ -88,6 +88,8 @@ def test_it_holds_the_run(plain_run, plain_bundle, tmp_path):
     with pytest.raises(FileExistsError, match="remove it"):
         export(plain_run, plain_bundle)
     assert main(["--workdir", str(tmp_path), "--out", str(tmp_path / "new")]) == 2
+    gone = ["--workdir", str(plain_run), "--out", str(tmp_path / "new"), "--checkpoint=99"]
+    assert main(gone) == 2 and "no checkpoint 99" in capsys.readouterr().err
     assert not (tmp_path / "new").exists() and not (tmp_path / "new.partial").exists()
 
 
