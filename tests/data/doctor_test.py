@@ -567,7 +567,9 @@ def test_the_tool_ends_with_an_exit_code(tmp_path, arm_data, web_data, capsys):
         assert capsys.readouterr().err.startswith(message)
 
 
-@pytest.mark.parametrize(("image_format", "broken"), [("PNG", 0), ("JPEG", 0), ("WEBP", 1)])
+@pytest.mark.parametrize(
+    ("image_format", "broken"), [("PNG", 0), ("JPEG", 0), ("WEBP", 0), ("TIFF", 1)]
+)
 def test_pictures_are_those_that_the_loader_decodes(image_format, broken):
     episodes = clean()[:6]
     episodes[0].images[0] = encoded(1, image_format)

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from tests.data.examples import SIZE, encoded, pixels
@@ -23,6 +24,16 @@ def jpeg(mode: str = "RGB", size: int = SIZE, **options) -> bytes:
     return buffer.getvalue()
 
 
+@tf.function
+def in_graph(files: tf.Tensor) -> tf.Tensor:
+    return images.decode_all(files, SIZE)
+
+
+def decoded(*files: bytes) -> np.ndarray:
+    """uint8 [n, SIZE, SIZE, 3], as in the loader."""
+    return in_graph(tf.constant(files)).numpy()
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(
     "options",
@@ -35,68 +46,64 @@ def jpeg(mode: str = "RGB", size: int = SIZE, **options) -> bytes:
 )
 def test_jpeg_gives_the_pixels_of_pillow_and_so_of_serving(mode, options):
     image = jpeg(mode, **options)
-    got = images.decode(image, SIZE)
-    np.testing.assert_array_equal(got, pixels(image))
-    np.testing.assert_array_equal(got, read_picture(image, camera="image", max_side=SIZE))
+    served = read_picture(image, camera="image", max_side=SIZE)
+    np.testing.assert_array_equal(served, pixels(image))
+    # Alone; beside one that makes the group go the long way.
+    np.testing.assert_array_equal(decoded(image, image)[1], served)
+    np.testing.assert_array_equal(decoded(image, encoded(1))[0], served)
 
 
-def test_jpeg_in_print_colours_and_files_without_transparency():
-    image = jpeg("CMYK")
-    # Products of two bytes over 255, which Pillow rounds and the decoder cuts.
-    assert np.abs(images.decode(image, SIZE).astype(int) - pixels(image)).max() <= 1
+def test_every_image_of_a_group_is_what_it_is_alone():
+    files = [jpeg(), jpeg("L"), encoded(1), jpeg(size=2 * SIZE), encoded(2, "BMP", SIZE + 3)]
+    alone = np.concatenate([decoded(file) for file in files])
+    for number, file in enumerate(files[:3]):
+        np.testing.assert_array_equal(alone[number], pixels(file))
+    np.testing.assert_array_equal(decoded(*files), alone)
+    both = decoded(files[0], files[3])  # JPEG, of two sizes
+    np.testing.assert_array_equal(both, alone[[0, 3]])
+    many = decoded(*files[:2] * (images._MOST_UNROLLED // 2 + 1))
+    np.testing.assert_array_equal(many, np.concatenate([alone[:2]] * (len(many) // 2)))
+
+
+def test_jpegs_of_the_size_take_the_short_way(monkeypatch):
+    looped = []
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda *a: looped.append(1) or decode(*a))
+    eagerly = images.decode_all(tf.constant([jpeg(), jpeg("L"), images.blank(SIZE)]), SIZE)
+    assert not looped and not eagerly[2].numpy().any()
+    images.decode_all(tf.constant([jpeg(), jpeg(size=SIZE + 1)]), SIZE)
+    assert len(looped) == 2
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP", "GIF", "WEBP"])
+def test_other_formats_keep_their_pixels(image_format):
+    image = encoded(4, image_format)
+    np.testing.assert_array_equal(decoded(image)[0], pixels(image))
+    array = pixels(image)
+    np.testing.assert_array_equal(decoded(images.to_bytes(array, where="here"))[0], array)
+
+
+def test_transparency_is_dropped():
     array = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 4), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
-    np.testing.assert_array_equal(images.decode(buffer.getvalue(), SIZE), array[..., :3])
-
-
-@pytest.mark.parametrize("image_format", ["PNG", "BMP", "GIF"])
-def test_other_formats_and_arrays_keep_their_pixels(image_format):
-    image = encoded(4, image_format)
-    np.testing.assert_array_equal(images.decode(image, SIZE), pixels(image))
-    np.testing.assert_array_equal(images.decode(pixels(image), SIZE), pixels(image))
-
-
-def test_a_view_is_written_where_it_belongs():
-    batch = np.zeros((3, SIZE, SIZE, 3), np.uint8)
-    for view in (jpeg(), encoded(1), jpeg(size=2 * SIZE), pixels(encoded(2))):
-        batch[:] = 0
-        images.decode(view, SIZE, batch[1])
-        np.testing.assert_array_equal(batch[1], images.decode(view, SIZE))
-        assert batch[1].any() and not batch[[0, 2]].any()
+    np.testing.assert_array_equal(decoded(buffer.getvalue())[0], array[..., :3])
 
 
 def test_an_image_of_the_right_size_is_not_resampled(monkeypatch):
-    views = [encoded(9), jpeg(), pixels(encoded(9))]
     monkeypatch.setattr(images, "_resize", lambda *_: 1 / 0)
-    for view in views:
-        images.decode(view, SIZE)
+    for view in (encoded(9), jpeg()):
+        images.decode(tf.constant(view), SIZE)
         with pytest.raises(ZeroDivisionError):
-            images.decode(view, SIZE + 1)
-
-
-def test_an_odd_jpeg_is_decoded_all_the_same():
-    # Two stray bytes before a segment, as careless writers leave: what is shown is not harmed.
-    image = jpeg()
-    at = image.index(b"\xff\xdb")
-    odd = image[:at] + b"\x12\x34" + image[at:]
-    got = images.decode(odd, SIZE).astype(int)
-    assert np.abs(got - pixels(image)).max() <= 12  # TensorFlow's transforms are less exact
+            images.decode(tf.constant(view), SIZE + 1)
 
 
 @pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (b"", "damaged or not PNG, JPEG, GIF or BMP"),
-        (b"not an image", "damaged or not PNG, JPEG, GIF or BMP"),
-        (jpeg()[:300], "damaged or not"),
-        (jpeg()[:-100], "damaged or not"),
-        (encoded(2)[:300], "damaged or not"),
-        (np.zeros((4, 4), np.uint8), r"shape \(4, 4\)"),
-        (np.zeros((1, 4, 4, 3), np.uint8), r"shape \(1, 4, 4, 3\)"),
-        (np.zeros((4, 4, 3), np.float32), "type float32"),
-    ],
+    "image", [b"", b"not an image", jpeg()[:300], jpeg()[:-100], jpeg()[:3], encoded(2)[:300]]
 )
-def test_what_is_no_image_is_refused(image, message):
-    with pytest.raises(ValueError, match=message):
-        images.decode(image, SIZE)
+def test_what_is_no_image_is_told(image):
+    assert not images.can_decode(image)
+    for others in ((), (jpeg(),)):
+        with pytest.raises(tf.errors.OpError):
+            decoded(*others, image)
+    assert images.can_decode(jpeg()) and images.can_decode(encoded(2))

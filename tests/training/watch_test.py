@@ -170,15 +170,14 @@ class SlowBuilder(SequenceBuilder):
         return super().build_rows(*args, **kwargs)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("slow", ["reading", "tokenizing", "decoding"])
-def test_the_alarm_names_the_stage_that_is_slow(slow, threads):
+def test_the_alarm_names_the_stage_that_is_slow(slow):
     kind = SlowBuilder if slow == "tokenizing" else SequenceBuilder
     builder = kind(Vocabulary(), [], max_tokens=48, max_answer_tokens=12)
     image = encoded(0, size=900 if slow == "decoding" else 16)
     source = SlowSource(image, 0.02 if slow == "reading" else 0.0)
     mixture = Mixture({"web": 1}, {"web": 9}, seed=0)
-    loader = Loader(mixture, {"web": source}, builder, batch_size=8, image_size=16, threads=threads)
+    loader = Loader(mixture, {"web": source}, builder, batch_size=8, image_size=16)
     alarm = InputAlarm(0.1, loader.stage_seconds, least_s=0)
     begun = time.perf_counter()
     for _ in range(4):
@@ -187,9 +186,9 @@ def test_the_alarm_names_the_stage_that_is_slow(slow, threads):
     assert not [name for name in batch if "second" in name or name.endswith("_s")]
     seconds = loader.stage_seconds()
     if slow == "reading":
-        assert seconds["reading"] >= 4 * 8 * 0.02 / threads
+        assert seconds["reading"] >= 4 * 8 * 0.02
     if slow == "tokenizing":
-        assert seconds["tokenizing"] >= 4 * 0.1 / threads
+        assert seconds["tokenizing"] >= 4 * 0.1
     line = alarm.check(waited, 0.0, waited)
     loader.close()
     assert line is not None and f"wait 100% of the time; {slow} is the slow stage" in line

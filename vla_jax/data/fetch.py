@@ -1,12 +1,11 @@
-"""A step's rows: records read, tokenized and decoded, bad ones replaced up to a number."""
+"""A step's rows: records read and tokenized, bad ones replaced up to a number."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -31,10 +30,11 @@ class Row(NamedTuple):
     record: int
     draw: int
     example: Example
+    images: list[bytes]  # encoded
 
 
 class Fetch:
-    """Reads, tokenizes and decodes the rows of a step, or a part of them. Threads may share it.
+    """Reads and tokenizes the rows of a step, or a part of them. Threads may share it.
 
     A record that cannot be used is an error that names it. With `max_bad_records`, as many are told
     on stderr, and each is replaced by the next one of its source that can be used; so
@@ -44,9 +44,9 @@ class Fetch:
       sources: in the order of `locate`'s numbers.
       builder: makes token rows.
       locate: which records a step has.
-      image_size: images come out square, with this side in pixels.
       max_bad_records: see above.
       readers: records read at a time; more than one pays where a read waits for a network.
+      blank: encoded image, which fills up the views of sources that have fewer than others.
       packing: several samples in a row; None: one.
     """
 
@@ -55,10 +55,10 @@ class Fetch:
         sources: Sequence[Source],
         builder: SequenceBuilder,
         locate: Locate,
-        image_size: int,
         *,
         max_bad_records: int = 0,
         readers: int = 1,
+        blank: bytes = b"",
         packing: Packing | None = None,
     ):
         if readers < 1 or max_bad_records < 0:
@@ -67,18 +67,18 @@ class Fetch:
                 f"{max_bad_records} at least 0"
             )
         self._sources, self._builder, self._locate = sources, builder, locate
-        self._image_size = image_size
+        self._blank = blank
         self._packing, self._per_row = packing, 1 if packing is None else packing.examples
         self._max_bad, self._bad = max_bad_records, set[tuple[int, int]]()
         self._pool = ThreadPoolExecutor(readers) if readers > 1 else None
         self._lock = threading.Condition()
         self._running, self._stopped = 0, False
         self.error: Exception | None = None  # tf.data would turn it into text
-        self._seconds = {"reading": 0.0, "tokenizing": 0.0, "decoding": 0.0}
+        self._seconds = {"reading": 0.0, "tokenizing": 0.0}
         self._robots = [robot_of(source) for source in sources]
         self._views: list[int] = []  # of each source
         for number in range(len(sources)):
-            self._views.append(len(self._row(0, number, 0, 0).example.images))
+            self._views.append(len(self._row(0, number, 0, 0).images))
         self.views = max(self._views)
 
     @property
@@ -91,32 +91,39 @@ class Fetch:
         return len(self._bad)
 
     def stage_seconds(self) -> dict[str, float]:
-        """Wall time of the calls so far: "reading" (finding too), "tokenizing" and "decoding"."""
+        """Wall time of the calls so far: "reading" (finding too) and "tokenizing"."""
         with self._lock:
             return dict(self._seconds)
 
-    def __call__(self, step: int, rows: slice) -> dict[str, np.ndarray]:
-        """-> the columns of these rows of the step. Of `types.Batch`."""
+    def __call__(self, step: int, rows: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """-> encoded images object [rows, images], and the columns of these rows of the step."""
         with self._lock:
             if self._stopped:
                 raise RuntimeError("the loader is closed")
             self._running += 1
+        begun = read_by = time.perf_counter()
         try:
-            with self._timed("reading"):
-                k = self._per_row
-                found = self.read(step, slice(rows.start * k, rows.stop * k))
-            return self._usable(found)
+            samples = slice(rows.start * self._per_row, rows.stop * self._per_row)
+            found = self.read(step, samples)
+            read_by = time.perf_counter()
+            read, columns = self._build(found)
+            filled = [row.images + [self._blank] * (self.views - len(row.images)) for row in read]
+            encoded = np.asarray(filled, object)
+            return encoded.reshape(-1, self.images_per_row), self._packed(read, columns)
         except Exception as e:
             self.error = self.error or e
             raise
         finally:
+            done = time.perf_counter()
             with self._lock:
+                self._seconds["reading"] += read_by - begun
+                self._seconds["tokenizing"] += done - read_by
                 self._running -= 1
                 self._lock.notify_all()
 
     def columns(self) -> dict[str, np.ndarray]:
         """The columns of no rows, for their names, dtypes and shapes [0, ...]."""
-        return self._usable([])
+        return self._packed([], self._builder.build_rows([], robots=[]))
 
     def stop(self) -> None:
         """Waits for running calls; later ones fail at once."""
@@ -131,49 +138,26 @@ class Fetch:
         columns = (part[samples].tolist() for part in self._locate(step))
         return list((map if self._pool is None else self._pool.map)(self._row, *columns))
 
-    @contextlib.contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._seconds[stage] += time.perf_counter() - begun
+    def find_bad_images(self, step: int) -> bool:
+        """Whether the step has images that cannot be decoded; their records are bad from now on.
 
-    def _usable(self, rows: list[Row]) -> dict[str, np.ndarray]:
-        """The columns of these rows, or of what replaces those that cannot be used."""
-        size = self._image_size
-        pixels = np.empty((len(rows), self.views, size, size, 3), np.uint8)
-        while True:
-            with self._timed("tokenizing"):
-                rows, columns = self._build(rows)
-            with self._timed("decoding"):
-                bad = [n for n, row in enumerate(rows) if not self._decode(row, pixels[n])]
-            if not bad:
-                break
-            for n in bad:
-                rows[n] = self._row(rows[n].sample, rows[n].source, rows[n].record, rows[n].draw)
-        columns = self._packed(rows, columns)
-        shape = (len(rows) // self._per_row, self.images_per_row, size, size, 3)
-        return {"images": pixels.reshape(shape), **columns}
-
-    def _decode(self, row: Row, out: np.ndarray) -> bool:
-        """Whether the row's images [views, h, w, 3] could be decoded; if not, its record is bad."""
-        views = row.example.images
-        try:
-            for view, pixels in zip(views, out):
-                images.decode(view, self._image_size, pixels)
-        except ValueError as e:
-            message = f"{self._where(row.source, row.record)}: {e}"
-            self._add_bad(row.source, row.record, ValueError(message))
-            return False
-        out[len(views) :] = 0
-        return True
+        Raises ValueError if that makes more bad ones than allowed.
+        """
+        found = False
+        for row in self.read(step):
+            if not all(images.can_decode(image) for image in row.images):
+                found = True
+                message = (
+                    f"{self._where(row.source, row.record)}: its image is damaged or not JPEG, "
+                    "PNG, GIF, BMP or WebP: repair or drop the record"
+                )
+                self._add_bad(row.source, row.record, ValueError(message))
+        return found
 
     def _packed(self, read: list[Row], columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         columns["source"] = np.asarray([row.source for row in read], np.int32)
         columns["sample"] = np.asarray([row.sample % 2**32 for row in read], np.uint32)
-        there = np.asarray([len(row.example.images) for row in read], np.int32).reshape(-1, 1)
+        there = np.asarray([len(row.images) for row in read], np.int32).reshape(-1, 1)
         there = np.arange(self.views) < there
         if self._packing is not None:
             columns = self._packing.pack(columns)
@@ -194,13 +178,18 @@ class Fetch:
                 continue
             try:
                 example = self._sources[source].read(i)
-                views = len(example.images)
-                if source < len(self._views) and views != self._views[source]:
+                encoded = [
+                    view
+                    if isinstance(view, bytes)
+                    else images.to_bytes(view, where=self._where(source, i))
+                    for view in example.images
+                ]
+                if source < len(self._views) and len(encoded) != self._views[source]:
                     raise ValueError(
-                        f"{self._where(source, i)} has {views} images, not "
+                        f"{self._where(source, i)} has {len(encoded)} images, not "
                         f"{self._views[source]} as record 0"
                     )
-                return Row(sample, source, i, draw, example)
+                return Row(sample, source, i, draw, example, encoded)
             except (ValueError, OSError) as e:
                 self._add_bad(source, i, e)
             except Exception as e:

@@ -2,15 +2,16 @@
 
 Step s of a run with global batch B holds samples s * B .. (s + 1) * B - 1 of the mixture; a process
 reads the rows of each batch that its devices hold. Where each row holds k samples, B rows are B * k
-samples. Which records those are is the mixture's business, so the loader can start at any step at
-once, on any number of processes.
+samples.
+Which records those are is the mixture's business, so the loader can start at any step at once, on
+any number of processes.
 """
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -25,8 +26,12 @@ from vla_jax.data.sources.base import Source
 from vla_jax.types import Batch
 
 _FOREVER = 2**40
+# Groups of rows read while others are decoded. Python runs one at a time, so more only get in each
+# other's way; `readers` is for waiting.
+_READ_AHEAD = 1
 # One call of NumPy costs as much for a few samples as for a few hundred.
 _LOCATED_AT_ONCE = 1024
+_DECODING_S = "decoding_s"  # a column on its way out of tf.data, not of the batch
 
 
 class EvaluationBatch(Batch):
@@ -86,14 +91,17 @@ class Loader:
             list(sources.values()),
             builder,
             _locator(mixture, samples, batch_size * k, last),
-            image_size,
             max_bad_records=max_bad_records,
             readers=readers,
+            blank=images.blank(image_size),
             packing=packing,
         )
 
-        batches = _pipeline(fetch, start_step, last, len(rows), threads).prefetch(prefetch)
-        self._fetch, self._stream = fetch, _Stream(batches, fetch, start_step)
+        def make(start: int) -> tf.data.Dataset:
+            batches = _pipeline(fetch, start, last, image_size, len(rows), threads)
+            return batches.prefetch(prefetch)
+
+        self._fetch, self._stream = fetch, _Stream(make, fetch, start_step)
         self._threads = threads
 
     @property
@@ -112,13 +120,12 @@ class Loader:
         return self._fetch.bad_records
 
     def stage_seconds(self) -> dict[str, float]:
-        """Wall seconds of "reading", "tokenizing" and "decoding" so far, mean over the threads.
+        """Wall seconds that each stage was at work so far: the one with most holds up the others.
 
-        The threads do all three in turn: the one with most holds up the batches.
+        "reading" and "tokenizing" take turns; "decoding" is the mean over the threads that do it.
         """
-        return {
-            stage: seconds / self._threads for stage, seconds in self._fetch.stage_seconds().items()
-        }
+        decoding = self._stream.decoding_s / self._threads
+        return {**self._fetch.stage_seconds(), "decoding": decoding}
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -157,8 +164,12 @@ def evaluation_batches(
         index = np.minimum(step * batch_size + rows, count - 1)
         return index, np.zeros(len(rows), np.int32), records[index], np.zeros(len(rows), np.int64)
 
-    fetch = Fetch([source], builder, locate, image_size)
-    stream = _Stream(_pipeline(fetch, 0, steps, len(rows), threads).prefetch(1), fetch, 0)
+    fetch = Fetch([source], builder, locate)
+
+    def make(start: int) -> tf.data.Dataset:
+        return _pipeline(fetch, start, steps, image_size, len(rows), threads).prefetch(1)
+
+    stream = _Stream(make, fetch, 0)
     try:
         for step in range(steps):
             batch = next(stream)
@@ -191,7 +202,7 @@ def queue_bytes(rows: int, views: int, image_size: int, *, threads: int, prefetc
     """
     image = 3 * image_size**2 * views
     # One more batch is being put together, and one is the user's.
-    return image * (rows * (prefetch + 2) + _group_size(rows) * threads)
+    return image * (rows * (prefetch + 2) + _group_size(rows) * (threads + _READ_AHEAD))
 
 
 def _locator(mixture: Mixture, samples: np.ndarray, per_step: int, last: int) -> Locate:
@@ -220,37 +231,54 @@ def _locator(mixture: Mixture, samples: np.ndarray, per_step: int, last: int) ->
 
 
 def _group_size(rows: int) -> int:
-    """Rows that a thread makes at a time: the largest divisor up to 32."""
+    """Rows that are read and decoded together: the largest divisor up to 32."""
     return max(n for n in range(1, min(rows, 32) + 1) if rows % n == 0)
 
 
-def _pipeline(fetch: Fetch, start: int, stop: int, rows: int, threads: int) -> tf.data.Dataset:
+def _pipeline(
+    fetch: Fetch, start: int, stop: int, image_size: int, rows: int, threads: int
+) -> tf.data.Dataset:
     """Steps start .. stop - 1 as batches of `rows` rows, in order."""
     if threads < 1:
         raise ValueError(f"the loader needs at least one thread, not {threads}")
     images.hide_accelerators()
     group = _group_size(rows)
     groups, signature = rows // group, fetch.columns()
+    types = [tf.string, *(tf.as_dtype(column.dtype) for column in signature.values())]
 
     def fetch_group(number: np.ndarray) -> list[np.ndarray]:
         step, part = divmod(int(number), groups)
-        return list(fetch(step, slice(part * group, (part + 1) * group)).values())
+        encoded, columns = fetch(step, slice(part * group, (part + 1) * group))
+        return [encoded, *columns.values()]
 
-    def make(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        types = [tf.as_dtype(column.dtype) for column in signature.values()]
-        columns = dict(zip(signature, tf.numpy_function(fetch_group, [number], types)))
-        for name, like in signature.items():
-            columns[name].set_shape((group, *like.shape[1:]))
-        return columns
+    def read(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        encoded, *columns = tf.numpy_function(fetch_group, [number], types)
+        for column, like in zip(columns, signature.values()):
+            column.set_shape((group, *like.shape[1:]))
+        encoded.set_shape((group, fetch.images_per_row))
+        return {"images": encoded, **dict(zip(signature, columns))}
+
+    def decode(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        begun = tf.timestamp()
+        with tf.control_dependencies([begun]):
+            encoded = tf.reshape(columns["images"], [-1])
+        pixels = images.decode_all(encoded, image_size)
+        with tf.control_dependencies([pixels]):
+            seconds = tf.timestamp() - begun
+        shape = (group, fetch.images_per_row, image_size, image_size, 3)
+        return {**columns, "images": tf.reshape(pixels, shape), _DECODING_S: seconds}
 
     def join(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return {
+        seconds = tf.reduce_sum(columns.pop(_DECODING_S))
+        joined = {
             name: tf.reshape(column, (rows, *column.shape[2:])) for name, column in columns.items()
         }
+        return {**joined, _DECODING_S: seconds}
 
     dataset = tf.data.Dataset.range(start * groups, stop * groups)
     # Order is kept.
-    dataset = dataset.map(make, num_parallel_calls=threads, deterministic=True)
+    dataset = dataset.map(read, num_parallel_calls=_READ_AHEAD, deterministic=True)
+    dataset = dataset.map(decode, num_parallel_calls=threads, deterministic=True)
     if groups > 1:
         dataset = dataset.batch(groups, drop_remainder=True).map(join)
     options = tf.data.Options()
@@ -263,28 +291,43 @@ def _pipeline(fetch: Fetch, start: int, stop: int, rows: int, threads: int) -> t
 class _Stream:
     """The batches of a pipeline one by one, with errors a person can read.
 
+    A batch with an image that cannot be decoded is made again, if that many bad records are
+    allowed: pipelines start anywhere at once.
+
     tf.data's threads call Python. They must be gone before the interpreter is, or it aborts: hence
     the finalizer, which also runs at exit.
 
+    Args:
+      make: first step -> the pipeline from there on.
+
     Attributes:
       step: the next one.
+      decoding_s: seconds of decoding, summed over threads, in the batches so far.
     """
 
-    def __init__(self, pipeline: tf.data.Dataset, fetch: Fetch, step: int):
-        self.step = step
-        self._fetch = fetch
-        self._iterators: list[Any] = [pipeline.as_numpy_iterator()]
+    def __init__(self, make: Callable[[int], tf.data.Dataset], fetch: Fetch, step: int):
+        self.step, self.decoding_s = step, 0.0
+        self._make, self._fetch = make, fetch
+        self._iterators: list[Any] = [make(step).as_numpy_iterator()]
         self.close = weakref.finalize(self, _stop, fetch, self._iterators)
 
     def __next__(self) -> dict[str, Any]:
-        if not self._iterators:
-            raise ValueError("the loader is closed")
-        try:
-            batch = cast(dict[str, Any], next(self._iterators[0]))
-        except tf.errors.OpError as e:
-            raise self._fetch.error or e from None
-        self.step += 1
-        return batch
+        while True:
+            if not self._iterators:
+                raise ValueError("the loader is closed")
+            try:
+                batch = cast(dict[str, Any], next(self._iterators[0]))
+            except tf.errors.OpError as e:
+                if self._fetch.error is not None:
+                    raise self._fetch.error from None
+                if not self._fetch.find_bad_images(self.step):
+                    raise
+                del e  # it holds the old pipeline
+                self._iterators[0] = self._make(self.step).as_numpy_iterator()
+                continue
+            self.step += 1
+            self.decoding_s += float(batch.pop(_DECODING_S))
+            return batch
 
 
 def _stop(fetch: Fetch, iterators: list[Any]) -> None:

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import tensorflow as tf
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from PIL import Image
 
@@ -216,16 +217,16 @@ def _to_store(example: Example, views: int, conversion: Conversion, where: str) 
     if len(example.images) != views:
         raise ValueError(f"{where} has {len(example.images)} images, others have {views}: drop it")
     try:
-        encoded = tuple(_encoded(image, conversion) for image in example.images)
-    except (ValueError, OSError) as e:
+        encoded = tuple(_encoded(image, conversion, where) for image in example.images)
+    except (tf.errors.InvalidArgumentError, OSError) as e:
         raise ValueError(f"{where}: its image cannot be decoded ({e}): drop the record") from e
     return dataclasses.replace(example, images=encoded)
 
 
-def _encoded(image: bytes | np.ndarray, conversion: Conversion) -> bytes:
+def _encoded(image: bytes | np.ndarray, conversion: Conversion, where: str) -> bytes:
     size = conversion.image_size
     if size and _size_of(image) != (size, size):
-        pixels = images.decode(image, size)
+        pixels = images.decode(tf.constant(images.to_bytes(image, where=where)), size).numpy()
     elif isinstance(image, bytes):
         return image
     else:

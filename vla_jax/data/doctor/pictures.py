@@ -14,7 +14,7 @@ from vla_jax.data.doctor.findings import Finding
 from vla_jax.data.sources.base import Source
 from vla_jax.types import chosen
 
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP")  # that the loader decodes
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # that the loader decodes
 _BLANK = 2.0  # standard deviation of a picture's 0..255
 _THUMBNAIL_PX = 160
 # (blue - red) / (red + blue) and the share of pictures with more blue than red, the least that say
