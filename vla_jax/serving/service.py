@@ -6,8 +6,8 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,7 @@ class Service:
         arrived = time.perf_counter()
         name = session_name(fields, default_session)
         session = None
-        async with self._in_flight():
+        with self._in_flight():
             try:
                 session = self.sessions.get(name)
                 if reason := self.not_ready:
@@ -171,7 +171,7 @@ class Service:
           HoldError: there is none, for whatever reason.
         """
         arrived = time.perf_counter()
-        async with self._in_flight():
+        with self._in_flight():
             try:
                 if reason := self.not_ready:
                     raise HoldError(reason, f"the server is not ready: {reason}")
@@ -297,8 +297,8 @@ class Service:
             await asyncio.sleep(self.settings.session_idle_s / 4)
             self.sessions.forget_idle()
 
-    @asynccontextmanager
-    async def _in_flight(self) -> AsyncIterator[None]:
+    @contextmanager
+    def _in_flight(self) -> Iterator[None]:
         self._answering += 1
         self._quiet.clear()
         try:
