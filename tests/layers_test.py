@@ -66,6 +66,7 @@ OWNERS = {
     "grpc": "serving",
     "msgpack": "serving",
     "prometheus_client": "serving",
+    "qwix": "serving",
     "inspect_robots": "serving",
     "vla_eval": "serving",
     "torch": "nowhere",

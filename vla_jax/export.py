@@ -33,7 +33,7 @@ from vla_jax.data.sources.opening import open_source
 from vla_jax.decoding.policy import Policy
 from vla_jax.evaluation.held_out import action_batches
 from vla_jax.evaluation.provenance import describe
-from vla_jax.serving import bundle, card, parameters, saved_model, stablehlo
+from vla_jax.serving import bundle, card, dtypes, parameters, saved_model, stablehlo
 from vla_jax.text.prompts import PLAN_TEMPLATE
 from vla_jax.training.metrics import read_metrics
 from vla_jax.tree import unflatten
@@ -109,7 +109,7 @@ def _write(
 ) -> None:
     source = _source_of(config, builder)
     settings = _settings(config, builder, options, source)
-    tensors = parameters.stored(params, options.dtype)
+    tensors = dtypes.stored(params, options.dtype)
     parameters.write(at, tensors)
     (at / bundle.POLICY).write_text(json.dumps(schema.to_plain(settings), indent=1) + "\n")
     shutil.copyfile(builder.vocabulary.path, at / bundle.VOCABULARY)
