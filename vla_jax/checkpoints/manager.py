@@ -116,7 +116,6 @@ class Retention:
         return {
             "preservation_policy": policies.AnyPreservationPolicy(rules),
             "best_fn": value,
-            "best_mode": "min" if lowest else "max",
         }
 
 

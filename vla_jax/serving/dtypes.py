@@ -1,9 +1,8 @@
 """Parameters as a bundle's files hold them: float32, bfloat16, or int8 by qwix.
 
 int8 is of the weights alone. Each matrix has one float32 scale for each of its outputs, which it is
-multiplied with before use, so a number is off by at most half of 1/127 of the largest of its
-output. What is no matrix (biases, norms, position embeddings: under 0.1% of PaliGemma) stays
-float32.
+multiplied with before use, so a number is off by at most 1/255 of the largest of its output. What
+is no matrix (biases, norms, position embeddings: under 0.1% of PaliGemma) stays float32.
 """
 
 from __future__ import annotations

@@ -83,6 +83,7 @@ class Safety:
             raise ValueError(f"limits.{name}: nothing of the ActionSpec's bounds is left")
         change = [np.inf if m.max_change is None else m.max_change for m in mine]
         self._change = np.asarray(change, np.float32)
+        self._limits_change = any(m.max_change is not None for m in mine)
         # (dimension, place in the state, low, high)
         self._boxes = [
             (i, _place(m.state, state_names, d.name), *m.workspace)
@@ -157,7 +158,7 @@ class Safety:
         bounded = np.minimum(np.maximum(actions, self._low), self._high)
         if (bounded != actions).any():
             clipped.append("bounds")
-        if np.isfinite(self._change).any():
+        if self._limits_change:
             before = self.hold(None, state) if last is None else last
             if self._near(bounded, before):
                 clipped.append("change")
